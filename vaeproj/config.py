@@ -58,20 +58,28 @@ class Config:
 
     # --- training
     steps: int = _param(500, "training", "optimizer steps on full batches; 0: count epochs instead", low=0, high=10**7)
-    epochs: int = _param(0, "training", "passes over the images, one crop each, last batch short; 0: count steps", low=0, high=10**6)
+    epochs: int = _param(
+        0, "training", "passes over the images, one crop each, last batch short; 0: count steps", low=0, high=10**6
+    )
     batch_size: int = _param(64, "training", "crops a step", low=2, high=8192)
     learning_rate: float = _param(1e-3, "training", "Adam's step size (the peak, with one_cycle)", low=0.0, high=1.0)
     schedule: str = _param("one_cycle", "training", "learning rate over the steps", choices=("constant", "one_cycle"))
     seed: int = _param(42, "training", "seed of weights, crops and latent noise", low=0, high=2**31 - 1, source="article")
 
     # --- projection
-    energy: str = _param("squared", "projection", "reconstruction term L_r, summed over the tile's pixels", choices=("squared", "bce"))
-    gradient: str = _param("full", "projection", "full: through the VAE (paper); detached: f(x) held fixed", choices=("full", "detached"))
+    energy: str = _param(
+        "squared", "projection", "reconstruction term L_r, summed over the tile's pixels", choices=("squared", "bce")
+    )
+    gradient: str = _param(
+        "full", "projection", "full: through the VAE (paper); detached: f(x) held fixed", choices=("full", "detached")
+    )
     soft_mask: bool = _param(True, "projection", "scale each pixel's step by its squared residual", source="paper")
     alpha: float = _param(0.5, "projection", "step size", low=0.0, high=100.0, source="recalled from the paper")
     lam: float = _param(0.05, "projection", "weight of |x - x_0|_1", low=0.0, high=100.0, source="recalled from the paper")
     iterations: int = _param(100, "projection", "gradient steps on the image", low=0, high=10**5)
-    stop_quantile: float | None = _param(None, "projection", "a tile stops below this quantile of training energies; none: never", low=0.0, high=1.0)
+    stop_quantile: float | None = _param(
+        None, "projection", "a tile stops below this quantile of training energies; none: never", low=0.0, high=1.0
+    )
     stop_factor: float = _param(1.0, "projection", "the stopping energy is this multiple of that quantile", low=0.0, high=100.0)
 
     # --- localization

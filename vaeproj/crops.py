@@ -1,0 +1,126 @@
+"""Images held on the device: random crops gathered there for training, tiles and their re-assembly for whole images."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import Config
+
+
+def to_device(images: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 [N, C, H, W] moved once; a memory-mapped array is copied, never written to."""
+    return torch.from_numpy(np.array(images)).to(device)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 in 0..255 -> float32 in [0, 1]."""
+    return images.float() / 255
+
+
+class CropSampler:
+    """Random crops of images that stay on the device as uint8 (article: random crop, flips; ours: any-angle rotation).
+
+    A crop is a row of seven numbers: image index, centre u and v in [0, 1), sine and cosine of its angle, two signs for
+    the flips. `draw` makes rows from a generator, `gather` turns rows into pixels; the two are apart so that a whole
+    epoch of rows is drawn at once on the CPU and a captured CUDA graph can gather from them.
+    """
+
+    def __init__(self, images: Tensor, config: Config) -> None:
+        self.images = images
+        self.config = config
+        offsets = torch.arange(config.crop_size, device=images.device) - (config.crop_size - 1) / 2
+        self._dy, self._dx = torch.meshgrid(offsets, offsets, indexing="ij")
+
+    def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows for the images ``index`` [B] (CPU), as float32 [B, 7]."""
+        uniform = torch.rand(len(index), 5, generator=generator)
+        angle = 2 * math.pi * uniform[:, 2] if self.config.rotation else torch.zeros(len(index))
+        signs = 1 - 2 * (uniform[:, 3:] < 0.5).float() if self.config.flip else torch.ones(len(index), 2)
+        return torch.cat([index[:, None].float(), uniform[:, :2], angle.sin()[:, None], angle.cos()[:, None], signs], dim=1)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The crops of ``rows`` [B, 7] on the images' device, float32 [B, C, crop, crop] in [0, 1].
+
+        Bilinear between pixels; an unrotated crop falls on the pixels themselves and is exact.
+        """
+        count, channels, height, width = self.images.shape
+        index, u, v, sin, cos, sign_x, sign_y = (column[:, None, None] for column in rows.unbind(1))
+        # How far the turned crop reaches from its centre: the centre keeps that distance from the border.
+        reach = (self.config.crop_size - 1) / 2 * (sin.abs() + cos.abs())
+        if self.config.rotation:
+            cy, cx = reach + v * (height - 1 - 2 * reach), reach + u * (width - 1 - 2 * reach)
+        else:
+            corner = height - self.config.crop_size + 1, width - self.config.crop_size + 1
+            cy, cx = reach + (v * corner[0]).floor(), reach + (u * corner[1]).floor()
+        dx, dy = self._dx * sign_x, self._dy * sign_y
+        y = (cy + sin * dx + cos * dy).clamp(0, height - 1)
+        x = (cx + cos * dx - sin * dy).clamp(0, width - 1)
+        y0, x0 = y.floor().clamp(max=height - 2), x.floor().clamp(max=width - 2)
+        wy, wx = (y - y0)[:, None], (x - x0)[:, None]
+        plane = torch.arange(channels, device=rows.device)[None, :, None, None] + channels * index.long()[:, None]
+        at = (plane * height + y0.long()[:, None]) * width + x0.long()[:, None]
+        flat = self.images.view(-1)
+        top = torch.lerp(flat[at].float(), flat[at + 1].float(), wx)
+        bottom = torch.lerp(flat[at + width].float(), flat[at + width + 1].float(), wx)
+        return torch.lerp(top, bottom, wy) / 255
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """``count`` crops of images chosen at random, float32 [count, C, crop, crop] in [0, 1]."""
+        index = torch.randint(len(self.images), (count,), generator=generator)
+        return self.gather(self.draw(index, generator).to(self.images.device))
+
+
+def tile_starts(length: int, crop_size: int, stride: int) -> list[int]:
+    """Where tiles start along one side: every ``stride`` pixels, and one flush with the far border."""
+    starts = list(range(0, length - crop_size + 1, stride))
+    return starts if starts[-1] == length - crop_size else [*starts, length - crop_size]
+
+
+def tile(images: Tensor, crop_size: int, stride: int) -> Tensor:
+    """Overlapping tiles of whole images.
+
+    Args:
+        images: [N, C, H, W], any dtype.
+
+    Returns:
+        [N, T, C, crop, crop], T tiles row by row.
+    """
+    rows, columns = (tile_starts(side, crop_size, stride) for side in images.shape[-2:])
+    return torch.stack([images[..., y : y + crop_size, x : x + crop_size] for y in rows for x in columns], dim=1)
+
+
+def untile(tiles: Tensor, height: int, width: int, stride: int) -> Tensor:
+    """The inverse of `tile`: each pixel is the mean of the tiles that hold it.
+
+    Args:
+        tiles: [N, T, C, crop, crop] in `tile`'s order.
+
+    Returns:
+        [N, C, height, width].
+    """
+    number, _, channels, crop_size, _ = tiles.shape
+    total = tiles.new_zeros(number, channels, height, width)
+    weight = tiles.new_zeros(height, width)
+    starts = [(y, x) for y in tile_starts(height, crop_size, stride) for x in tile_starts(width, crop_size, stride)]
+    for t, (y, x) in enumerate(starts):
+        total[..., y : y + crop_size, x : x + crop_size] += tiles[:, t]
+        weight[y : y + crop_size, x : x + crop_size] += 1
+    return total / weight
+
+
+def centred_crop(image: Tensor, mask: Tensor, crop_size: int) -> tuple[int, int]:
+    """Top and left of the crop whose centre is nearest to that of the mask's defect, inside the image.
+
+    Args:
+        image: [..., H, W].
+        mask: [H, W]; an empty one gives the middle of the image.
+    """
+    height, width = image.shape[-2:]
+    where = mask.nonzero().float()
+    cy, cx = where.mean(0).tolist() if len(where) else (height / 2, width / 2)
+    top, left = (round(c - crop_size / 2) for c in (cy, cx))
+    return min(max(top, 0), height - crop_size), min(max(left, 0), width - crop_size)

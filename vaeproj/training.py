@@ -1,0 +1,344 @@
+"""Fit the VAE, resume a killed run, find a trained one by fingerprint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .config import RESULTS_DIR, Config, UserError
+from .crops import CropSampler
+from .model import VAE, elbo_loss
+
+CHECKPOINT_DIR = RESULTS_DIR / "checkpoints"
+CHUNK = 50  # steps drawn and run at once, between two looks at the loss
+SAVE_EVERY = 60.0  # seconds between two saves of a run under way
+SNAPSHOTS = 6  # moments of training at which the probe crops are reconstructed
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fitted VAE and how it got there.
+
+    Attributes:
+        vae: in eval mode, on the device.
+        history: [steps, 2], binary cross-entropy and KL per crop, nats.
+        snapshots: [K, n, C, crop, crop], the probe crops' reconstructions after ``snapshot_steps`` [K] steps.
+        probe: [n, C, crop, crop], those training crops.
+        seconds: wall time of the fit on the machine that did it.
+        path: its checkpoint.
+    """
+
+    vae: VAE
+    history: Tensor
+    probe: Tensor
+    snapshots: Tensor
+    snapshot_steps: list[int]
+    seconds: float
+    path: Path
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """``auto`` takes the GPU when there is one.
+
+    Raises:
+        UserError: a device that is not ``auto``, ``cpu`` or ``cuda``, or ``cuda`` without a GPU.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"There is no device '{name}'; choose auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda was asked for, but torch sees no CUDA GPU here: use --device auto or cpu.")
+    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    # TensorFloat-32 for what stays in fp32, and kernels whose sums have one order: the same bits in every run.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.deterministic = True
+    return device
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; emulated, it is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def batch_indices(number: int, config: Config) -> Iterator[Tensor]:
+    """The image indices of each step, shuffled anew for each pass: the same for the same seed.
+
+    ``epochs`` cuts each pass into batches and leaves the last one short, as the article's loader does; ``steps`` lets
+    the passes run into one another, so that every batch is full.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    if config.epochs:
+        for _ in range(config.epochs):
+            yield from torch.randperm(number, generator=generator).split(config.batch_size)
+        return
+    pool = torch.empty(0, dtype=torch.long)
+    for _ in range(config.steps):
+        while len(pool) < config.batch_size:
+            pool = torch.cat([pool, torch.randperm(number, generator=generator)])
+        batch, pool = pool[: config.batch_size], pool[config.batch_size :]
+        yield batch
+
+
+def learning_rates(steps: int, config: Config) -> Tensor:
+    """Adam's step size at each step [steps]: constant, or one cosine rise over 30 % of the steps and a fall to zero
+    (Smith and Topin, 2018; the shape of torch's OneCycleLR).
+    """
+    if config.schedule == "constant":
+        return torch.full((steps,), config.learning_rate)
+    start, end = config.learning_rate / 25, config.learning_rate / 25e4
+    rise = max(0.3 * steps - 1, 1e-9)
+    step = torch.arange(steps, dtype=torch.float64)
+
+    def cosine(low: float, high: float, share: Tensor) -> Tensor:
+        return low + (high - low) * (1 - torch.cos(math.pi * share)) / 2
+
+    up = cosine(start, config.learning_rate, (step / rise).clamp(max=1))
+    down = cosine(config.learning_rate, end, ((step - rise) / max(steps - 1 - rise, 1e-9)).clamp(0, 1))
+    return torch.where(step <= rise, up, down).float()
+
+
+class _Stepper:
+    """One optimizer step after another, reading its inputs from tables on the device.
+
+    A chunk's crops, noise and learning rates are moved to the device once; a counter there says which row is next. So
+    the step never waits for the host, and on a GPU it is captured once per batch size as a CUDA graph and replayed.
+    """
+
+    def __init__(self, vae: VAE, sampler: CropSampler, config: Config, device: torch.device) -> None:
+        self.vae, self.sampler, self.device = vae, sampler, device
+        cuda = device.type == "cuda"
+        self.rate = torch.tensor(config.learning_rate, device=device)
+        self.optimizer = torch.optim.Adam(vae.parameters(), lr=self.rate, fused=True, capturable=cuda)
+        self.counter = torch.zeros(1, dtype=torch.long, device=device)
+        self.losses = torch.zeros(CHUNK, 2, device=device)
+        self.rates = torch.zeros(CHUNK, device=device)
+        self.rows = torch.zeros(CHUNK, config.batch_size, 7, device=device)
+        self.noise = torch.zeros(CHUNK, config.batch_size, config.latent_dim, device=device)
+        self.graphs: dict[int, Callable[[], None]] = {}
+
+    def load(self, rows: list[Tensor], rates: Tensor, seed: int) -> None:
+        """Lay out one chunk: rows of crops and learning rate for each of its steps, noise drawn on the device."""
+        padded = torch.zeros(self.rows.shape)
+        for i, row in enumerate(rows):
+            padded[i, : len(row)] = row
+        self.rows.copy_(padded)
+        self.rates[: len(rates)] = rates.to(self.device)
+        self.noise.copy_(
+            torch.randn(self.noise.shape, device=self.device, generator=torch.Generator(self.device).manual_seed(seed))
+        )
+        self.counter.zero_()
+
+    def __call__(self, batch_size: int) -> None:
+        if self.device.type != "cuda":
+            return self._step(batch_size)
+        if batch_size not in self.graphs:
+            self.graphs[batch_size] = self._capture(batch_size)
+        return self.graphs[batch_size]()
+
+    def _step(self, batch_size: int) -> None:
+        # index_select, not [step]: an index on the device must not make the host wait for its value.
+        row, noise, rate = (table.index_select(0, self.counter)[0] for table in (self.rows, self.noise, self.rates))
+        crops = self.sampler.gather(row[:batch_size]).contiguous(memory_format=torch.channels_last)
+        self.rate.copy_(rate)
+        bf16 = (
+            torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+            if has_native_bf16(self.device)
+            else nullcontext()
+        )
+        with bf16:
+            logits, mean, log_var = self.vae(crops, noise[:batch_size])
+        bce, kl = elbo_loss(logits, crops, mean, log_var)
+        self.optimizer.zero_grad(set_to_none=True)
+        (bce + kl).backward()
+        self.optimizer.step()
+        self.losses.index_copy_(0, self.counter, torch.stack([bce, kl]).detach()[None] / batch_size)
+        self.counter += 1
+
+    def _capture(self, batch_size: int) -> Callable[[], None]:
+        """Warm up and capture one step, leaving weights, statistics, optimizer and counter as they were."""
+        state = [*self.vae.state_dict().values(), self.counter, self.losses, self.rate]
+        before = [tensor.clone() for tensor in state]
+        moments = {p: {k: v.clone() for k, v in s.items()} for p, s in self.optimizer.state.items()}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._step(batch_size)
+                self.counter.zero_()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            self._step(batch_size)
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+        for parameter, slots in self.optimizer.state.items():
+            for key, value in slots.items():
+                value.copy_(moments[parameter][key]) if parameter in moments else value.zero_()
+        return graph.replay
+
+
+def fit(
+    images: Tensor,
+    config: Config,
+    *,
+    partial: Path | None = None,
+    progress: bool = True,
+) -> tuple[VAE, dict[str, Tensor]]:
+    """Train a VAE on crops of ``images`` with the negative ELBO and Adam (article).
+
+    The seed alone decides weights, crops and noise, so two runs on one machine give the same bits, and a run resumed
+    from ``partial`` gives those of one never stopped.
+
+    Args:
+        images: uint8 [N, C, H, W] on the device to train on.
+        partial: where to save a run under way and to resume it from; None keeps nothing.
+        progress: show a bar with the loss terms.
+
+    Returns:
+        The VAE in eval mode, and ``history``, ``probe``, ``snapshots``, ``snapshot_steps``, ``seconds`` (see `Trained`).
+    """
+    start = time.perf_counter()
+    device = images.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        vae = VAE(config.latent_dim, config.crop_size, images.shape[1])
+    vae = vae.to(device, memory_format=torch.channels_last).train()
+    sampler = CropSampler(images, config)
+    probe = sampler.sample(6, torch.Generator().manual_seed(config.seed))
+    stepper = _Stepper(vae, sampler, config, device)
+    batches = list(batch_indices(len(images), config))
+    rates = learning_rates(len(batches), config)
+    history = torch.zeros(len(batches), 2)
+    marks = sorted({round(len(batches) ** (k / SNAPSHOTS)) for k in range(1, SNAPSHOTS + 1)})
+    snapshots = torch.zeros(len(marks), *probe.shape)
+    done, spent = _resume(partial, config, vae, stepper, history, snapshots)
+
+    saved = time.perf_counter()
+    bar = tqdm(total=len(batches), initial=done, desc="training", unit="step", disable=not progress)
+    while done < len(batches):
+        # Every chunk starts from its own seed, so what comes next depends on the step reached and on nothing else.
+        seed = config.seed * 1_000_003 + done
+        generator = torch.Generator().manual_seed(seed)
+        chunk = batches[done : done + CHUNK]
+        stepper.load([sampler.draw(index, generator) for index in chunk], rates[done : done + len(chunk)], seed)
+        for i, index in enumerate(chunk):
+            stepper(len(index))
+            if done + i + 1 in marks:
+                snapshots[marks.index(done + i + 1)] = _look(vae, probe)
+        history[done : done + len(chunk)] = stepper.losses[: len(chunk)].cpu()
+        done += len(chunk)
+        bar.update(len(chunk))
+        bce, kl = history[done - len(chunk) : done].mean(0).tolist()
+        bar.set_postfix(bce=f"{bce:.0f}", kl=f"{kl:.1f}")
+        if not math.isfinite(bce + kl):
+            raise UserError(f"The loss left the finite numbers near step {done}: lower learning_rate = {config.learning_rate}.")
+        if partial is not None and done < len(batches) and time.perf_counter() - saved > SAVE_EVERY:
+            _save_partial(partial, config, vae, stepper, history, snapshots, done, spent + time.perf_counter() - start)
+            saved = time.perf_counter()
+    bar.close()
+    record = {"history": history, "probe": probe.cpu(), "snapshots": snapshots, "snapshot_steps": torch.tensor(marks)}
+    return vae.eval(), record | {"seconds": torch.tensor(spent + time.perf_counter() - start)}
+
+
+def load_or_train(
+    images: Tensor, config: Config, digest: str, *, folder: Path = CHECKPOINT_DIR, progress: bool = True
+) -> Trained:
+    """The VAE of this configuration and data: loaded if its checkpoint is there, else trained and kept.
+
+    Args:
+        images: uint8 [N, C, H, W] on the device.
+        digest: hash of the images' files (`mvtec.Split.digest`); with the configuration it names the checkpoint.
+
+    Raises:
+        UserError: a checkpoint that cannot be read or was cut short.
+    """
+    path = checkpoint_path(config, digest, folder)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        vae, record = fit(images, config, partial=partial, progress=progress)
+        weights = {f"vae.{name}": tensor for name, tensor in vae.state_dict().items()}
+        _write(path, weights | record, config)
+        partial.unlink(missing_ok=True)
+    tensors = _read(path)
+    vae = VAE(config.latent_dim, config.crop_size, images.shape[1])
+    vae.load_state_dict(_under(tensors, "vae."))
+    vae = vae.to(images.device, memory_format=torch.channels_last).eval()
+    return Trained(
+        vae, tensors["history"], tensors["probe"], tensors["snapshots"],
+        tensors["snapshot_steps"].tolist(), tensors["seconds"].item(), path,
+    )  # fmt: skip
+
+
+def checkpoint_path(config: Config, digest: str, folder: Path = CHECKPOINT_DIR) -> Path:
+    """Where the VAE of this configuration and data is kept: what does not touch training is not in the name."""
+    return folder / f"vae-{config.fingerprint('data', 'model', 'training', data=digest)}.safetensors"
+
+
+@torch.no_grad()
+def _look(vae: VAE, probe: Tensor) -> Tensor:
+    """The probe's reconstruction now, without disturbing the run: eval mode leaves BatchNorm's statistics alone."""
+    vae.eval()
+    picture = vae.reconstruct(probe).float().cpu()
+    vae.train()
+    return picture
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _write(path: Path, tensors: dict[str, Tensor], config: Config) -> None:
+    """Write beside, then rename: a killed save leaves the last good one in place."""
+    scratch = path.with_name(path.name + ".tmp")
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, scratch, metadata={"config": repr(config)})
+    scratch.replace(path)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise UserError(f"The checkpoint {path} cannot be read ({error}): remove the file to train anew.") from error
+
+
+def _save_partial(
+    path: Path, config: Config, vae: VAE, stepper: _Stepper, history: Tensor, snapshots: Tensor, done: int, spent: float
+) -> None:
+    tensors = {f"vae.{name}": tensor for name, tensor in vae.state_dict().items()}
+    for i, slots in stepper.optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{i}.{key}": value for key, value in slots.items()}
+    progress = {"history": history, "snapshots": snapshots, "done": torch.tensor(done), "spent": torch.tensor(spent)}
+    _write(path, tensors | progress, config)
+
+
+def _resume(
+    path: Path | None, config: Config, vae: VAE, stepper: _Stepper, history: Tensor, snapshots: Tensor
+) -> tuple[int, float]:
+    """Take up a run under way: fills the arguments in place, returns the steps done and the seconds spent."""
+    if path is None or not path.exists():
+        return 0, 0.0
+    tensors = _read(path)
+    vae.load_state_dict(_under(tensors, "vae."))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _under(tensors, "adam.").items():
+        i, key = name.split(".", 1)
+        state.setdefault(int(i), {})[key] = tensor
+    groups = stepper.optimizer.state_dict()["param_groups"]
+    stepper.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    history.copy_(tensors["history"])
+    snapshots.copy_(tensors["snapshots"])
+    return int(tensors["done"]), float(tensors["spent"])
