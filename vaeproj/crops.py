@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .config import Config
@@ -32,8 +33,6 @@ class CropSampler:
     def __init__(self, images: Tensor, config: Config) -> None:
         self.images = images
         self.config = config
-        offsets = torch.arange(config.crop_size, device=images.device) - (config.crop_size - 1) / 2
-        self._dy, self._dx = torch.meshgrid(offsets, offsets, indexing="ij")
 
     def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Rows for the images ``index`` [B] (CPU), as float32 [B, 7]."""
@@ -45,28 +44,34 @@ class CropSampler:
     def gather(self, rows: Tensor) -> Tensor:
         """The crops of ``rows`` [B, 7] on the images' device, float32 [B, C, crop, crop] in [0, 1].
 
-        Bilinear between pixels; an unrotated crop falls on the pixels themselves and is exact.
+        An unrotated crop takes the pixels as they are; a rotated one is bilinear between those of an upright square
+        around it.
         """
-        count, channels, height, width = self.images.shape
-        index, u, v, sin, cos, sign_x, sign_y = (column[:, None, None] for column in rows.unbind(1))
+        crop, (height, width) = self.config.crop_size, self.images.shape[-2:]
+        index, u, v, sin, cos, sign_x, sign_y = (column[:, None] for column in rows.unbind(1))
+        offsets = torch.arange(crop, device=rows.device) - (crop - 1) / 2
+        dy, dx = sign_y * offsets, sign_x * offsets
+        if not self.config.rotation:
+            y, x = (v * (height - crop + 1)).floor() + (crop - 1) / 2, (u * (width - crop + 1)).floor() + (crop - 1) / 2
+            return self._pixels(index, y + dy, x + dx) / 255
         # How far the turned crop reaches from its centre: the centre keeps that distance from the border.
-        reach = (self.config.crop_size - 1) / 2 * (sin.abs() + cos.abs())
-        if self.config.rotation:
-            cy, cx = reach + v * (height - 1 - 2 * reach), reach + u * (width - 1 - 2 * reach)
-        else:
-            corner = height - self.config.crop_size + 1, width - self.config.crop_size + 1
-            cy, cx = reach + (v * corner[0]).floor(), reach + (u * corner[1]).floor()
-        dx, dy = self._dx * sign_x, self._dy * sign_y
-        y = (cy + sin * dx + cos * dy).clamp(0, height - 1)
-        x = (cx + cos * dx - sin * dy).clamp(0, width - 1)
-        y0, x0 = y.floor().clamp(max=height - 2), x.floor().clamp(max=width - 2)
-        wy, wx = (y - y0)[:, None], (x - x0)[:, None]
-        plane = torch.arange(channels, device=rows.device)[None, :, None, None] + channels * index.long()[:, None]
-        at = (plane * height + y0.long()[:, None]) * width + x0.long()[:, None]
-        flat = self.images.view(-1)
-        top = torch.lerp(flat[at].float(), flat[at + 1].float(), wx)
-        bottom = torch.lerp(flat[at + width].float(), flat[at + width + 1].float(), wx)
-        return torch.lerp(top, bottom, wy) / 255
+        reach = (crop - 1) / 2 * (sin.abs() + cos.abs())
+        y, x = reach + v * (height - 1 - 2 * reach), reach + u * (width - 1 - 2 * reach)
+        side = math.ceil((crop - 1) * math.sqrt(2)) + 3
+        top, left = (y - (side - 1) / 2).floor(), (x - (side - 1) / 2).floor()
+        across = torch.arange(side, device=rows.device)
+        square = self._pixels(index, top + across, left + across)
+        in_x = (x - left)[..., None] + (cos * dx)[:, None] - (sin * dy)[..., None]
+        in_y = (y - top)[..., None] + (sin * dx)[:, None] + (cos * dy)[..., None]
+        grid = torch.stack([in_x, in_y], dim=-1) * (2 / (side - 1)) - 1
+        return F.grid_sample(square, grid, align_corners=True) / 255
+
+    def _pixels(self, index: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """Rows y [B, h] and columns x [B, w] of the images index [B, 1], float32 [B, C, h, w] in 0..255."""
+        channels, height, width = self.images.shape[1:]
+        channel = torch.arange(channels, device=y.device)[:, None, None]
+        y, x = y.long().clamp(0, height - 1)[:, None, :, None], x.long().clamp(0, width - 1)[:, None, None, :]
+        return self.images[index.long()[..., None, None], channel, y, x].float()
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """``count`` crops of images chosen at random, float32 [count, C, crop, crop] in [0, 1]."""
