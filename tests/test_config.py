@@ -1,0 +1,226 @@
+"""Every hyper-parameter is documented, bounded and fingerprinted; the article's recipe is the article's."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vaeproj.config import PRESETS, Config, parse_settings
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+NUMERIC = [name for name, field in FIELDS.items() if field.metadata["low"] is not None]
+WHOLE = [name for name in NUMERIC if FIELDS[name].type == "int"]
+GROUPS = ("data", "model", "training", "projection", "localization")
+
+
+def other_values(name: str) -> dict[str, object]:
+    """A valid change of one field (with `epochs`, of the field it excludes)."""
+    field, value = FIELDS[name], getattr(Config(), name)
+    if name == "epochs":
+        return {"epochs": 3, "steps": 0}
+    if field.metadata["choices"]:
+        return {name: next(c for c in field.metadata["choices"] if c != value)}
+    if isinstance(value, bool):
+        return {name: not value}
+    known = {"image_size": 256, "crop_size": 64, "stride": 32, "stop_quantile": 0.5, "synthgrid_fraction": 0.5}
+    return {name: known.get(name, value * 2 if value else 1)}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_builds_and_is_read_in_full(preset):
+    config = Config.from_preset(preset)
+    assert config.to_dict() == Config().to_dict() | PRESETS[preset]
+
+
+def test_presets_are_the_four_promised_and_quick_is_the_default():
+    assert list(PRESETS) == ["ci", "quick", "blog", "best"]
+    assert Config.from_preset("quick") == Config()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_says_what_it_is(name):
+    meta = FIELDS[name].metadata
+    assert meta["group"] in GROUPS
+    assert len(meta["help"]) > 8
+    assert meta["source"]
+    kind = FIELDS[name].type
+    assert (meta["low"] is not None and meta["high"] is not None) == kind.startswith(("int", "float"))
+    assert bool(meta["choices"]) == (kind == "str")
+
+
+def test_blog_is_the_articles_recipe():
+    config = Config.from_preset("blog").to_dict()
+    recipe = {
+        "image_size": 512, "crop_size": 128, "flip": True, "rotation": False,
+        "latent_dim": 512,
+        "steps": 0, "epochs": 500, "batch_size": 256, "learning_rate": 5e-4, "schedule": "constant", "seed": 42,
+        "energy": "bce", "alpha": 0.05, "lam": 1.0, "iterations": 1 + 15,
+    }  # fmt: skip
+    assert {name: config[name] for name in recipe} == recipe
+
+
+def test_a_config_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().alpha = 1.0
+    assert Config().replace(alpha=1).alpha == 1.0 != Config().alpha
+
+
+def test_a_whole_number_is_welcome_where_a_fraction_is_meant():
+    assert Config(alpha=1) == Config(alpha=1.0)
+    assert type(Config(alpha=1).alpha) is float
+    assert Config(alpha=1).fingerprint() == Config(alpha=1.0).fingerprint()
+
+
+@given(st.data())
+def test_a_value_out_of_range_is_refused(refuses, data):
+    name = data.draw(st.sampled_from(NUMERIC))
+    low, high = FIELDS[name].metadata["low"], FIELDS[name].metadata["high"]
+    if name in WHOLE:
+        value = data.draw(st.integers(max_value=low - 1) | st.integers(min_value=high + 1))
+    else:
+        below, above = st.floats(max_value=low, exclude_max=True), st.floats(min_value=high, exclude_min=True)
+        value = data.draw(below | above | st.just(float("nan")))
+    with refuses(name, f"{low:g}", f"{high:g}"):
+        Config(**{name: value})
+
+
+@given(st.data())
+def test_any_value_in_range_is_kept_as_it_is(data):
+    name = data.draw(st.sampled_from([n for n in NUMERIC if n not in ("steps", "epochs", "image_size", "crop_size", "stride")]))
+    low, high = FIELDS[name].metadata["low"], FIELDS[name].metadata["high"]
+    value = data.draw(st.integers(low, high) if name in WHOLE else st.floats(low, high))
+    assert getattr(Config(**{name: value}), name) == value
+
+
+@given(st.data())
+def test_a_value_of_another_type_is_refused(refuses, data):
+    name = data.draw(st.sampled_from(list(FIELDS)))
+    values = {
+        "bool": st.sampled_from([0, 1, "true", 1.0, None]),
+        "int": st.sampled_from([True, 1.0, "1", None, [1]]),
+        "float": st.sampled_from([True, "0.5", None, (0.5,)]),
+        "float | None": st.sampled_from([True, "none", [0.5]]),
+        "str": st.sampled_from([1, True, None, b"full"]),
+    }
+    with refuses(name):
+        Config(**{name: data.draw(values[FIELDS[name].type])})
+
+
+@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.type == "str"])
+def test_an_unknown_choice_is_answered_with_the_choices(refuses, name):
+    with refuses(name, *FIELDS[name].metadata["choices"]):
+        Config(**{name: "other"})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"crop_size": 100}, ["crop_size", "multiple of 8"]),
+        ({"image_size": 64, "crop_size": 128}, ["crop_size", "image_size"]),
+        ({"crop_size": 32, "stride": 33}, ["stride", "32"]),
+        ({"steps": 0, "epochs": 0}, ["steps", "epochs"]),
+        ({"steps": 1, "epochs": 1}, ["steps", "epochs"]),
+    ],
+)
+def test_values_that_do_not_fit_one_another_are_refused(refuses, values, words):
+    with refuses(*words):
+        Config(**values)
+
+
+def test_a_stride_as_wide_as_the_crop_and_a_crop_as_wide_as_the_image_fit():
+    Config(image_size=32, crop_size=32, stride=32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("", {}),
+        ("alpha=0.2", {"alpha": 0.2}),
+        ("alpha=0.2,iterations=50", {"alpha": 0.2, "iterations": 50}),
+        ("  alpha=2e-1 ,  rotation=False  ", {"alpha": 0.2, "rotation": False}),
+        ("stop_quantile=none soft_mask=TRUE energy=bce", {"stop_quantile": None, "soft_mask": True, "energy": "bce"}),
+        ("alpha=1 alpha=2", {"alpha": 2}),
+    ],
+)
+def test_settings_are_read(settings, expected):
+    values = parse_settings(settings)
+    assert values == expected
+    assert [type(v) for v in values.values()] == [type(v) for v in expected.values()]
+
+
+@given(st.data())
+def test_a_setting_written_out_reads_back(data):
+    name = data.draw(st.sampled_from(list(FIELDS)))
+    meta, kind = FIELDS[name].metadata, FIELDS[name].type
+    values = {
+        "bool": st.booleans(),
+        "str": st.sampled_from(meta["choices"] or [""]),
+        "int": st.integers(meta["low"], meta["high"]) if name in WHOLE else st.nothing(),
+    }
+    value = data.draw(values[kind] if kind in values else st.floats(meta["low"], meta["high"]))
+    assert parse_settings(f"{name}={value}") == {name: value}
+
+
+@pytest.mark.parametrize("settings", ["alpha", "alpha=", "=", "alpha 0.2", "alpha= 0.2"])
+def test_a_setting_of_another_form_is_refused(refuses, settings):
+    with refuses("NAME=VALUE"):
+        parse_settings(settings)
+
+
+def test_an_unknown_name_is_answered_with_the_names(refuses):
+    with refuses("'alhpa'", *FIELDS):
+        Config.from_preset("quick", "alhpa=0.2")
+
+
+def test_an_unknown_preset_is_answered_with_the_presets(refuses):
+    with refuses("'slow'", *PRESETS):
+        Config.from_preset("slow")
+
+
+def test_settings_are_checked_like_any_other_value(refuses):
+    with refuses("alpha", "'big'"):
+        Config.from_preset("quick", "alpha=big")
+    with refuses("iterations", "0.5"):
+        Config.from_preset("quick", "iterations=0.5")
+
+
+def test_naming_steps_or_epochs_replaces_the_presets_other():
+    assert (Config.from_preset("blog").steps, Config.from_preset("blog").epochs) == (0, 500)
+    by_steps, by_epochs = Config.from_preset("blog", "steps=10"), Config.from_preset("quick", "epochs=3")
+    assert (by_steps.steps, by_steps.epochs) == (10, 0)
+    assert (by_epochs.steps, by_epochs.epochs) == (0, 3)
+
+
+def test_asking_for_both_or_none_is_refused(refuses):
+    for settings in ("steps=5 epochs=5", "steps=0", "steps=0 epochs=0"):
+        with refuses("steps", "epochs"):
+            Config.from_preset("quick", settings)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_fingerprint_changes_with_the_fields_of_its_groups_alone(name):
+    one, other = Config(), Config(**other_values(name))
+    assert one.fingerprint() != other.fingerprint()
+    for group in GROUPS:
+        changed = one.fingerprint(group) != other.fingerprint(group)
+        assert changed == (group == FIELDS[name].metadata["group"])
+
+
+def test_the_fingerprint_is_ten_hex_digits_that_follow_the_data():
+    prints = {Config().fingerprint(), Config().fingerprint(data="a"), Config().fingerprint(data="b")}
+    assert len(prints) == 3
+    assert all(len(p) == 10 and int(p, 16) >= 0 for p in prints)
+
+
+def test_the_fingerprint_is_the_same_in_another_process():
+    code = "from vaeproj.config import Config; print(Config.from_preset('best').fingerprint('data', 'model', data='x'))"
+    prints = {Config.from_preset("best").fingerprint("data", "model", data="x")}
+    for salt in ("1", "2"):  # Python's own hash of a string differs between these
+        environment = os.environ | {"PYTHONHASHSEED": salt}
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        prints.add(run.stdout.strip())
+    assert len(prints) == 1
