@@ -1,0 +1,74 @@
+# Every command of the project. `make` alone lists them.
+
+PYTHON ?= python3
+ARGS ?=
+PYTEST_ARGS ?=
+LOCK_ARGS ?=
+TORCH_INDEX ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# Torch and torchvision go together: raise both, say `make lock`, measure again.
+TORCH := torch==2.14.1
+TORCHVISION := torchvision==0.29.1
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help venv results test test-browser bench html lint lock clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo '  ARGS="..."         goes to the command, as in: make results ARGS="--preset blog --data-root DIR"'
+	@echo '  PYTEST_ARGS="..."  goes to pytest, as in: make test PYTEST_ARGS="-k model"'
+	@echo '  PYTHON=python3.12  makes .venv with another Python (3.11 or newer)'
+	@echo '  TORCH_INDEX=URL    takes torch from URL when .venv is made; the CPU build, without CUDA:'
+	@echo '                     $(CPU_INDEX)'
+
+venv: $(READY) ## make .venv and install everything at the versions of requirements.lock
+
+results: $(READY) ## run notebooks 01 to 05 and write results/quick/
+	$(PY) -m vaeproj run $(ARGS)
+
+test: $(READY) ## run every test and every notebook, but for the browser tests
+	$(PY) -m pytest -n 2 --dist loadfile -m "not browser" $(PYTEST_ARGS)
+
+test-browser: $(READY) ## run the tests that drive JupyterLab in Chromium
+	$(PY) -m pytest -m browser $(PYTEST_ARGS)
+
+bench: $(READY) ## run the scripts of benchmarks/ one after another
+	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) "$$script" $(ARGS); done
+
+html: $(READY) ## turn the notebooks into a site
+	$(PY) -m vaeproj site $(ARGS)
+
+lint: $(READY) ## check style and format of code and notebooks
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+lock: ## pin the dependencies of pyproject.toml into requirements.lock (LOCK_ARGS=--upgrade for newer releases)
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet uv
+	build/lock/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+		-P $(TORCH) -P $(TORCHVISION) $(LOCK_ARGS) --quiet -o requirements.lock
+
+clean: ## remove caches and build/; .venv, data/ and results/ stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name .venv -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "vaeproj needs Python 3.11 or newer and '$(PYTHON)' is $$($(PYTHON) --version 2>&1): pass PYTHON=, as in make PYTHON=python3.12."; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(strip $(TORCH_INDEX)),)
+	@echo "Installing into $(VENV). On Linux, torch brings CUDA: about 6 GB on disk. For the CPU build, about 1 GB, stop here and add"
+	@echo "    TORCH_INDEX=$(CPU_INDEX)"
+	$(PY) -m pip install -r requirements.lock
+	$(PY) -m pip install --no-deps -e .
+else
+	$(PY) -m pip install --no-deps --index-url $(TORCH_INDEX) $(TORCH) $(TORCHVISION)
+	$(PY) -m pip install -c requirements.lock -e '.[dev]'
+endif
+	@touch $@

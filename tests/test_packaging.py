@@ -1,0 +1,182 @@
+"""The files around the package agree with pyproject.toml, with each other and with the code."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import vaeproj
+from vaeproj.config import PROJECT_ROOT
+
+PROJECT = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]
+RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
+DEV = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
+MAKEFILE = (PROJECT_ROOT / "Makefile").read_text()
+
+
+def read_lock():
+    """Each pin of requirements.lock, by package; a package may have one a Python version."""
+    lines = (PROJECT_ROOT / "requirements.lock").read_text().splitlines()
+    pins = {}
+    for line in lines:
+        if line and not line.lstrip().startswith("#"):
+            requirement = Requirement(line)
+            pins.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    return pins
+
+
+def pinned_version(pin):
+    (bound,) = pin.specifier
+    assert bound.operator == "==", f"{pin} is not pinned"
+    assert "*" not in bound.version, f"{pin} is not pinned"
+    return bound.version
+
+
+def tracked_files():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [path for name in listed.stdout.split("\0") if name and (path := PROJECT_ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("name", ["environment.yml", "binder/environment.yml"])
+def test_environment_takes_python_and_pip_from_conda_forge_alone(name):
+    environment = yaml.safe_load((PROJECT_ROOT / name).read_text())
+    conda = [Requirement(re.sub(r"(?<![<>=])=(?!=)", "==", d)) for d in environment["dependencies"] if isinstance(d, str)]
+    assert environment["name"] == PROJECT["name"]
+    assert environment["channels"] == ["conda-forge"]
+    assert [c.name for c in conda] == ["python", "pip"]
+
+
+def test_environment_is_in_step_with_pyproject():
+    conda_python, _, pip = yaml.safe_load((PROJECT_ROOT / "environment.yml").read_text())["dependencies"]
+    assert conda_python == "python" + PROJECT["requires-python"]
+    assert pip == {"pip": ["-e .[dev]"]}
+
+
+@pytest.mark.parametrize("dependency", [*RUNTIME, *DEV], ids=lambda d: d.name)
+def test_lock_pins_every_dependency_within_its_bound(dependency):
+    pins = read_lock().get(canonicalize_name(dependency.name))
+    assert pins, f"requirements.lock has no {dependency.name}: say `make lock`"
+    for pin in pins:
+        assert pinned_version(pin) in dependency.specifier, f"{pin} is not {dependency}: say `make lock`"
+
+
+def test_lock_has_one_version_of_a_package_here_and_no_address():
+    pins = read_lock()
+    for name, lines in pins.items():
+        chosen = [p for p in lines if p.marker is None or p.marker.evaluate()]
+        assert len(chosen) <= 1, f"{name} is pinned twice: {chosen}"
+        assert all(p.url is None and pinned_version(p) for p in lines)
+    text = (PROJECT_ROOT / "requirements.lock").read_text()
+    assert "://" not in text
+    assert not re.search(r"^-", text, re.MULTILINE), "an option of pip, such as an index, does not belong in the lock"
+
+
+def test_makefile_and_lock_agree_on_torch():
+    pins = read_lock()
+    for name in ("torch", "torchvision"):
+        assert re.search(rf"^{name.upper()} := {re.escape(str(pins[name][0]))}$", MAKEFILE, re.MULTILINE)
+
+
+def imported_modules(source):
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+
+
+def notebook_code(text):
+    """The code cells of a notebook without its magics."""
+    cells = (c for c in json.loads(text)["cells"] if c["cell_type"] == "code")
+    return "\n".join(re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", "".join(c["source"])) for c in cells)
+
+
+@pytest.mark.parametrize(
+    ("folder", "declared"),
+    [("vaeproj", RUNTIME), ("notebooks", RUNTIME), ("tests", [*RUNTIME, *DEV]), ("benchmarks", [*RUNTIME, *DEV])],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_import_is_a_declared_dependency(folder, declared):
+    names = {canonicalize_name(d.name) for d in declared}
+    providers = packages_distributions()
+    ours = {"vaeproj", *(p.stem for p in (PROJECT_ROOT / folder).glob("*.py"))}
+    sources = {p: p.read_text() for p in (PROJECT_ROOT / folder).glob("*.py")}
+    sources |= {p: notebook_code(p.read_text()) for p in (PROJECT_ROOT / folder).glob("*.ipynb")}
+    for path, source in sources.items():
+        for module in {m.split(".")[0] for m in imported_modules(source)} - sys.stdlib_module_names - ours:
+            packages = {canonicalize_name(p) for p in providers.get(module, [module])}
+            assert packages & names, f"{path.name} imports {module}, which pyproject.toml does not list"
+
+
+def test_citation_names_the_software_and_the_paper():
+    citation = yaml.safe_load((PROJECT_ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(citation)
+    assert citation["type"] == "software"
+    assert citation["version"] == vaeproj.__version__
+    assert citation["license"] == PROJECT["license"]
+    paper = citation["preferred-citation"]
+    assert {"type", "title", "authors", "year", "url"} <= set(paper)
+    assert [a["family-names"] for a in paper["authors"]] == ["Dehaene", "Frigo", "Combrexelle", "Eline"]
+    assert paper["url"].endswith("HJx81ySKwr")
+    assert paper["identifiers"][0]["value"] == "arXiv:2002.03734"
+
+
+def run_make(*arguments):
+    if not shutil.which("make"):
+        pytest.skip("make is not installed")
+    environment = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    return subprocess.run(["make", *arguments], cwd=PROJECT_ROOT, capture_output=True, text=True, env=environment)
+
+
+def make_targets():
+    return set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+
+
+def test_make_alone_lists_every_target():
+    listed = run_make()
+    assert set(re.findall(r"^  make ([a-z-]+) ", listed.stdout, re.MULTILINE)) == make_targets()
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "data/README.md", "results/README.md", ".ci/run"])
+def test_documents_name_only_targets_of_the_makefile(name):
+    path = PROJECT_ROOT / name
+    if not path.is_file():
+        pytest.skip(f"there is no {name}")
+    text = path.read_text()
+    in_code = "\n".join([*re.findall(r"^```.*?\n(.*?)^```", text, re.MULTILINE | re.DOTALL), *re.findall(r"`([^`\n]+)`", text)])
+    commands = re.findall(r"(?:^|&& *|\$ )make ([a-z][a-z-]*)", text if name == ".ci/run" else in_code, re.MULTILINE)
+    assert set(commands) <= make_targets()
+
+
+def test_python_too_old_is_refused_in_one_sentence(tmp_path):
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2"\nexit 1\n')
+    old.chmod(0o755)
+    made = run_make("venv", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}")
+    assert made.returncode
+    assert "needs Python 3.11 or newer" in made.stdout
+    assert "Python 3.9.2" in made.stdout
+    assert not (tmp_path / "venv").exists()
+
+
+def test_no_tracked_file_holds_somebodys_home_folder():
+    home = re.compile(rb"(?<![\w.~-])/(?:home|root|Users)" + rb"/[\w.-]+")
+    found = []
+    for path in tracked_files():
+        data = path.read_bytes()
+        if b"\0" not in data[:8192] and (match := home.search(data)):
+            found.append(f"{path.relative_to(PROJECT_ROOT)}: {match.group().decode()}")
+    assert not found
