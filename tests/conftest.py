@@ -33,7 +33,8 @@ def refuses() -> Refuses:
         with pytest.raises(UserError) as caught:
             yield
         message = str(caught.value)
-        assert message.endswith(".") and "\n" not in message, message
+        assert message.endswith(".")
+        assert "\n" not in message
         assert not re.search(r"[.!?]\s+[A-Z]", message), f"more than one sentence: {message}"
         for word in words:
             assert str(word) in message, f"{word!r} is missing: {message}"

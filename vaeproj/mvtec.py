@@ -1,12 +1,15 @@
 """The MVTec AD folder layout: read it, check it, download it.
 
-``<data_root>/<category>/train/good``, ``test/<defect>``, ``ground_truth/<defect>/<name>_mask.png`` (Bergmann et al., CVPR 2019).
+``<data_root>/<category>/train/good``, ``test/<defect>``, ``ground_truth/<defect>/<name>_mask.png``
+(Bergmann et al., CVPR 2019).
 """
 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
+import lzma
 import os
 import tarfile
 import tempfile
@@ -19,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .config import DATA_DIR, UserError
 
@@ -113,6 +116,7 @@ def load_split(folder: Path, split: str, size: int, *, cache: Path | None = DECO
             arrays = _decode_all(pool, items, raw, size)
             if stem is not None:
                 _save_decoded(stem, arrays)
+                arrays = _load_decoded(stem) or arrays  # mapped, as in every later start
     images, gt_masks = arrays
     defects = [path.parent.name for path, _ in items]
     names = [f"{path.parent.name}/{path.stem}" for path, _ in items]
@@ -127,7 +131,7 @@ def load_clean(folder: Path, names: Sequence[str], size: int) -> np.ndarray:
     """
     if not (folder / "clean").is_dir():
         raise UserError(f"{folder} has no 'clean' folder: only SynthGrid knows its scenes without the defect.")
-    return np.stack([_decode(path, path.read_bytes(), size) for path in (folder / "clean" / f"{n}.png" for n in names)])
+    return np.stack([_decode(path, _read(path), size) for path in (folder / "clean" / f"{n}.png" for n in names)])
 
 
 def check(folder: Path) -> dict[str, int]:
@@ -172,9 +176,15 @@ def download(
         raise UserError(
             f"{url} gave a file of sha256 {actual[:12]}..., not {sha256[:12]}...: it was removed; try another --url."
         )
-    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=data_root) as scratch, tarfile.open(archive) as tar:
-        wanted = (m for m in tar if category is None or m.name.removeprefix("./").split("/")[0] == category)
-        tar.extractall(scratch, members=wanted, filter="data")
+    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=data_root) as scratch:
+        try:
+            with tarfile.open(archive) as tar:
+                wanted = (m for m in tar if category is None or m.name.removeprefix("./").split("/")[0] == category)
+                tar.extractall(scratch, members=wanted, filter="data")
+        except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+            archive.unlink()
+            reason = str(error).split("\n")[0].rstrip(".:")
+            raise UserError(f"{url} cannot be unpacked ({reason}): it was removed; try another --url.") from error
         folders = [p for p in Path(scratch).iterdir() if p.is_dir()]
         if not folders:
             raise UserError(f"The archive holds no category '{category}'; it has {', '.join(CATEGORIES)}.")
@@ -186,7 +196,10 @@ def download(
 def _image_paths(folder: Path, split: str) -> list[Path]:
     parents = [folder / "train" / "good"] if split == "train" else sorted(p for p in (folder / "test").glob("*") if p.is_dir())
     paths = [
-        p for parent in parents for p in sorted(parent.glob("*")) if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."
+        p
+        for parent in parents
+        for p in sorted(parent.glob("*"))
+        if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and not p.is_dir()
     ]
     if not paths:
         raise UserError(f"{folder / split} holds no images: it should look like MVTec AD, {split}/good/000.png and so on.")
@@ -205,7 +218,14 @@ def _mask_path(folder: Path, image: Path) -> Path | None:
 
 def _read_pair(item: tuple[Path, Path | None]) -> tuple[bytes, bytes]:
     path, mask = item
-    return path.read_bytes(), b"" if mask is None else mask.read_bytes()
+    return _read(path), b"" if mask is None else _read(mask)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): replace or remove the file.") from error
 
 
 def _digest(raw: Sequence[tuple[bytes, bytes]]) -> str:
@@ -227,7 +247,9 @@ def _open(path: Path, data: bytes) -> Image.Image:
 def _decode(path: Path, data: bytes, size: int) -> np.ndarray:
     """uint8 [C, size, size]."""
     image = _open(path, data)
-    image = image.convert("L" if image.mode in {"1", "L", "LA", "I", "I;16"} else "RGB")
+    if image.mode.startswith("I"):  # 16 bits: PIL's own conversion would clip at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("L" if image.mode in {"1", "L", "LA"} else "RGB")
     pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
@@ -262,7 +284,7 @@ def _load_decoded(stem: Path | None) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     try:
         return np.load(f"{stem}-images.npy", mmap_mode="r"), np.load(f"{stem}-masks.npy", mmap_mode="r")
-    except (FileNotFoundError, ValueError):  # not decoded yet, or a file somebody cut short
+    except (FileNotFoundError, ValueError, EOFError):  # not decoded yet, or a file somebody cut short
         return None
 
 
@@ -271,8 +293,14 @@ def _save_decoded(stem: Path, arrays: tuple[np.ndarray, np.ndarray]) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     for array, kind in zip(arrays, ("images", "masks"), strict=True):
         with tempfile.NamedTemporaryFile(dir=stem.parent, suffix=".tmp", delete=False) as file:
-            np.save(file, array)
-        Path(file.name).replace(f"{stem}-{kind}.npy")
+            scratch = Path(file.name)
+            try:
+                np.save(file, array)
+            except BaseException:
+                file.close()
+                scratch.unlink()
+                raise
+        scratch.replace(f"{stem}-{kind}.npy")
 
 
 def _fetch(url: str, target: Path, progress: bool) -> None:
@@ -297,7 +325,7 @@ def _fetch(url: str, target: Path, progress: bool) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:  # 416: the part file already holds every byte
             raise UserError(f"{url} answered {error.code} {error.reason}: pass --url another copy of the archive.") from error
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"{url} could not be fetched ({error}): run the command again to go on, or pass --url another copy."
         ) from error
