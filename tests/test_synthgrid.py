@@ -1,0 +1,215 @@
+"""SynthGrid: reproducible bytes, MVTec AD's layout, honest masks, safe writing, and the look of the real images."""
+
+import hashlib
+import json
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vaeproj import synthgrid
+from vaeproj.config import UserError
+from vaeproj.synthgrid import COUNTS, DEFECTS, render, write_synthgrid
+
+SMALL = {"train/good": 3, "test/good": 1, **{f"test/{defect}": 1 for defect in DEFECTS}}
+
+
+def write(root: Path, **options) -> Path:
+    return write_synthgrid(root, **{"size": 64, "counts": SMALL, "progress": False, **options})
+
+
+def tree_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def test_same_seed_same_bytes_for_any_number_of_workers(tmp_path):
+    one, two, other = (
+        tree_hash(write(tmp_path / name, seed=seed, workers=workers))
+        for name, seed, workers in (("one", 5, 1), ("two", 5, 2), ("other", 6, 2))
+    )
+    assert one == two != other
+
+
+def test_images_do_not_depend_on_order_or_counts(tmp_path):
+    few = write(tmp_path, counts={"test/bent": 2})
+    image = np.asarray(Image.open(few / "test/bent/001.png"))
+    np.testing.assert_array_equal(image, render("bent", 1, size=64).image)
+    assert (render("good", 0, size=64).image != render("good", 0, size=64, split="train").image).any()
+
+
+def test_default_counts_are_those_of_mvtec_ad():
+    assert COUNTS["train/good"] == 264
+    assert sum(n for name, n in COUNTS.items() if name.startswith("test/")) == 78
+    assert [COUNTS[f"test/{kind}"] for kind in ("good", *DEFECTS)] == [21, 12, 12, 11, 11, 11]
+
+
+def test_layout(tmp_path):
+    folder = write(tmp_path, counts={"train/good": 2, "test/good": 1, "test/glue": 2})
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert files == {
+        "synthgrid.json",
+        "train/good/000.png",
+        "train/good/001.png",
+        "test/good/000.png",
+        *(f"test/glue/00{i}.png" for i in range(2)),
+        *(f"ground_truth/glue/00{i}_mask.png" for i in range(2)),
+        *(f"clean/glue/00{i}.png" for i in range(2)),
+    }
+    assert folder == tmp_path / "grid"
+    for name in files - {"synthgrid.json"}:
+        with Image.open(folder / name) as image:
+            assert (image.mode, image.size) == ("L", (64, 64))
+    assert json.loads((folder / "synthgrid.json").read_text())["counts"] == {
+        "test/glue": 2,
+        "test/good": 1,
+        "train/good": 2,
+    }
+
+
+@pytest.mark.parametrize("kind", DEFECTS)
+@pytest.mark.parametrize("index", range(6))
+def test_defect_is_inside_its_mask_only(kind, index):
+    scene = render(kind, index, size=128)
+    inside = scene.mask == 255
+    assert set(np.unique(scene.mask)) == {0, 255}
+    assert 0.0001 < inside.mean() < 0.15
+    np.testing.assert_array_equal(scene.image[~inside], scene.clean[~inside])
+    change = np.abs(scene.image.astype(int) - scene.clean)[inside]
+    assert change.max() >= 4 and change.mean() > 1
+
+
+def test_good_scene_has_no_defect():
+    scene = render("good", 0, size=64)
+    assert not scene.mask.any()
+    np.testing.assert_array_equal(scene.image, scene.clean)
+
+
+def test_interrupted_render_leaves_nothing_and_a_later_run_completes(tmp_path, monkeypatch):
+    whole = synthgrid._write_scene
+
+    def fail_in_the_middle(folder, name, index, seed, size):
+        if name == "test/glue":
+            raise KeyboardInterrupt
+        whole(folder, name, index, seed, size)
+
+    monkeypatch.setattr(synthgrid, "_write_scene", fail_in_the_middle)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path)
+    assert not list(tmp_path.glob("grid")) and not list(tmp_path.glob(".synthgrid-*"))
+    monkeypatch.undo()
+    leftover = tmp_path / ".synthgrid-of-a-killed-process"
+    (leftover / "train").mkdir(parents=True)
+    folder = write(tmp_path)
+    assert len(list(folder.rglob("*.png"))) == 4 + 3 * len(DEFECTS)
+    assert not leftover.exists()
+
+
+def test_complete_set_is_not_rendered_again(tmp_path, monkeypatch):
+    folder = write(tmp_path)
+    monkeypatch.setattr(synthgrid, "_render_all", lambda *_: pytest.fail("rendered again"))
+    assert write(tmp_path) == folder
+
+
+def test_two_writers_at_once_make_one_whole_set(tmp_path):
+    writers = [threading.Thread(target=write, args=(tmp_path,), kwargs={"workers": 1}) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert tree_hash(tmp_path / "grid") == tree_hash(write(tmp_path / "alone"))
+    assert not list(tmp_path.glob(".synthgrid-*"))
+
+
+@pytest.mark.parametrize("occupant", ["real data", "other settings", "empty folder", "file"])
+def test_never_overwrites(tmp_path, occupant):
+    target = tmp_path / "grid"
+    if occupant == "real data":
+        (target / "train/good").mkdir(parents=True)
+        (target / "train/good/000.png").write_bytes(b"precious")
+    elif occupant == "other settings":
+        write(tmp_path, seed=1, counts={"train/good": 1})
+    elif occupant == "empty folder":
+        target.mkdir()
+    else:
+        target.write_text("precious")
+    before = tree_hash(tmp_path)
+    with pytest.raises(UserError, match="grid already holds"):
+        write(tmp_path)
+    assert tree_hash(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "bad", [{"counts": {"test/scratch": 1}}, {"counts": {"test/good": -1}}, {"seed": -1}, {"size": 32}]
+)
+def test_bad_settings(tmp_path, bad):
+    with pytest.raises(ValueError, match="need"):
+        write(tmp_path, **bad)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind, split", [("scratch", "test"), ("bent", "train"), ("good", "validation")])
+def test_unknown_kind(kind, split):
+    with pytest.raises(ValueError, match="no such images"):
+        render(kind, 0, size=64, split=split)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kind=st.sampled_from(("good", *DEFECTS)),
+    index=st.integers(0, 10**6),
+    seed=st.integers(0, 2**63),
+    size=st.integers(64, 160),
+)
+def test_any_scene_is_well_formed(kind, index, seed, size):
+    scene = render(kind, index, seed=seed, size=size)
+    for pixels in (scene.image, scene.mask, scene.clean):
+        assert pixels.dtype == np.uint8 and pixels.shape == (size, size)
+    assert scene.mask.any() == (kind != "good")
+    outside = scene.mask == 0
+    np.testing.assert_array_equal(scene.image[outside], scene.clean[outside])
+    np.testing.assert_array_equal(scene.image, render(kind, index, seed=seed, size=size).image)
+
+
+def spectrum_peak(image: np.ndarray) -> tuple[float, float]:
+    """Direction (degrees, 0..180) and wavelength (fraction of the side) of the strongest wave in an image."""
+    size = len(image)
+    window = np.hanning(size)
+    power = np.abs(np.fft.fft2((image - image.mean()) * np.outer(window, window))) ** 2
+    fy, fx = np.meshgrid(np.fft.fftfreq(size, 1 / size), np.fft.fftfreq(size, 1 / size), indexing="ij")
+    power[np.hypot(fx, fy) < 4] = 0
+    y, x = np.unravel_index(power.argmax(), power.shape)
+    return np.degrees(np.arctan2(fy[y, x], fx[y, x])) % 180, 1 / np.hypot(fx[y, x], fy[y, x])
+
+
+def test_meshes_lie_at_every_angle_with_the_real_pitch():
+    angles, pitches = zip(*(spectrum_peak(render("good", i, size=128).image) for i in range(60)), strict=True)
+    counts, _ = np.histogram(angles, bins=6, range=(0, 180))
+    assert counts.min() >= 2 and counts.max() <= 25
+    assert 0.075 < np.median(pitches) < 0.095  # 85 of 1024 pixels, measured on the real images
+
+
+def test_greys_are_in_the_range_of_the_real_images():
+    """Ranges of mean and standard deviation of the real images (104-132, 32-56), with some room."""
+    images = [render("good", i, size=128, split="train").image for i in range(24)]
+    means, stds = [i.mean() for i in images], [i.std() for i in images]
+    assert min(means) > 95 and max(means) < 140 and 110 < np.mean(means) < 126
+    assert min(stds) > 24 and max(stds) < 62 and 34 < np.mean(stds) < 50
+
+
+@pytest.mark.skipif("VAEPROJ_MVTEC_ROOT" not in os.environ, reason="set VAEPROJ_MVTEC_ROOT to the folder of MVTec AD")
+def test_grey_quantiles_match_the_real_images():
+    folder = Path(os.environ["VAEPROJ_MVTEC_ROOT"]) / "grid/train/good"
+    real = [np.asarray(Image.open(path).convert("L").resize((256, 256))) for path in sorted(folder.glob("*.png"))[:40]]
+    synthetic = [render("good", i, size=256, split="train").image for i in range(40)]
+    levels = (0.05, 0.25, 0.5, 0.75, 0.95)
+    ours, theirs = (np.mean([np.quantile(i, levels) for i in images], 0) for images in (synthetic, real))
+    difference = ours - theirs
+    assert np.abs(difference).max() < 15, difference.round(1)
