@@ -126,6 +126,6 @@ def centred_crop(image: Tensor, mask: Tensor, crop_size: int) -> tuple[int, int]
     """
     height, width = image.shape[-2:]
     where = mask.nonzero().float()
-    cy, cx = where.mean(0).tolist() if len(where) else (height / 2, width / 2)
+    cy, cx = (where.mean(0) + 0.5).tolist() if len(where) else (height / 2, width / 2)  # pixel 0 spans 0 to 1
     top, left = (round(c - crop_size / 2) for c in (cy, cx))
     return min(max(top, 0), height - crop_size), min(max(left, 0), width - crop_size)
