@@ -1,0 +1,146 @@
+"""The network is the article's, its loss the article's formula, and what runs on images computes the same."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Normal, kl_divergence
+
+from vaeproj.model import VAE, elbo_loss, frozen
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_articles_number_of_parameters():
+    with torch.device("meta"):
+        vae = VAE(latent_dim=512)
+    assert sum(p.numel() for p in vae.parameters()) == 69_051_329
+
+
+@pytest.mark.parametrize(("latent", "crop", "channels"), [(8, 16, 1), (5, 24, 3)])
+def test_shapes(latent, crop, channels):
+    vae, x = VAE(latent, crop, channels), torch.rand(3, channels, crop, crop)
+    assert vae.latent_dim == latent
+    assert vae.shape == x.shape[1:]
+    mean, log_var = vae.encode(x)
+    assert mean.shape == log_var.shape == (3, latent)
+    assert vae.decode(mean).shape == vae.logits(x).shape == vae.reconstruct(x).shape == x.shape
+    logits, mean, log_var = vae(x, torch.zeros(3, latent))
+    assert logits.shape == x.shape
+    assert mean.shape == log_var.shape == (3, latent)
+
+
+def test_a_crop_that_cannot_be_halved_three_times_is_refused(refuses):
+    with refuses("crop_size", "20"):
+        VAE(8, 20)
+
+
+def reference(vae: VAE, z: torch.Tensor) -> torch.Tensor:
+    """The decoder of the article in eval mode, layer by layer and in float64, written from its description."""
+    w = {name: value.double() for name, value in vae.decoder.state_dict().items()}
+
+    def norm(x: torch.Tensor, i: int) -> torch.Tensor:
+        mean, var, scale, shift = (
+            w[f"{i}.{key}"].view(1, -1, *[1] * (x.ndim - 2)) for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / (var + 1e-5).sqrt() * scale + shift
+
+    def leaky(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x > 0, x, 0.2 * x)
+
+    def up(x: torch.Tensor, i: int) -> torch.Tensor:
+        return F.conv_transpose2d(x, w[f"{i}.weight"], w[f"{i}.bias"], stride=2, padding=1)
+
+    side = vae.shape[-1] // 8
+    h = leaky(norm(z.double() @ w["0.weight"].T + w["0.bias"], 1))
+    h = leaky(h @ w["3.weight"].T + w["3.bias"]).view(len(z), 128, side, side)
+    h = leaky(norm(up(h, 6), 7))
+    h = leaky(norm(up(h, 9), 10))
+    return up(h, 12)
+
+
+def test_the_decoder_is_the_articles(seasoned_vae):
+    vae, z = seasoned_vae(), torch.randn(4, 8, generator=generator())
+    torch.testing.assert_close(vae.decode(z).double(), reference(vae, z), atol=1e-4, rtol=1e-4)
+
+
+def test_the_latent_is_mean_plus_deviation_times_noise(seasoned_vae):
+    vae, x, noise = seasoned_vae(), torch.rand(4, 1, 16, 16, generator=generator()), torch.randn(4, 8, generator=generator(1))
+    mean, log_var = vae.encode(x)
+    logits, *rest = vae(x, noise)
+    torch.testing.assert_close(rest, [mean, log_var])
+    torch.testing.assert_close(logits, vae.decode(mean + torch.sqrt(torch.exp(log_var)) * noise), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(vae(x, torch.zeros_like(noise))[0], vae.logits(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(vae.reconstruct(x), 1 / (1 + torch.exp(-vae.logits(x))))
+
+
+@given(st.integers(0, 10**6), st.floats(0.1, 5))
+def test_the_loss_is_the_articles_formula(seed, scale):
+    g = generator(seed)
+    logits = torch.randn(3, 1, 8, 8, generator=g) * scale
+    x = torch.rand(3, 1, 8, 8, generator=g)
+    mean, log_var = torch.randn(3, 5, generator=g), torch.randn(3, 5, generator=g)
+    bce, kl = elbo_loss(logits, x, mean, log_var)
+    assert bce.dtype == kl.dtype == torch.float32
+    p = logits.double().sigmoid()
+    torch.testing.assert_close(bce.double(), F.binary_cross_entropy(p, x.double(), reduction="sum"), rtol=1e-5, atol=0)
+    posterior = Normal(mean.double(), (0.5 * log_var.double()).exp())
+    expected = kl_divergence(posterior, Normal(0.0, 1.0)).sum()
+    torch.testing.assert_close(kl.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_loss_by_hand():
+    x, logits = torch.tensor([[[[1.0, 0.25]]]]), torch.tensor([[[[0.0, np.log(3.0)]]]])
+    mean, log_var = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, np.log(4.0)]])
+    bce, kl = elbo_loss(logits, x, mean, log_var)
+    # p = (1/2, 3/4): -log(1/2) - (1/4 log(3/4) + 3/4 log(1/4)); KL: 2^2/2 + (4 - 1 - log 4)/2
+    assert bce.item() == pytest.approx(np.log(2) - 0.25 * np.log(0.75) - 0.75 * np.log(0.25))
+    assert kl.item() == pytest.approx(2 + (3 - np.log(4)) / 2)
+
+
+def test_the_loss_of_a_certain_network_is_finite_and_in_fp32():
+    logits, x = torch.tensor([[[[200.0, -200.0]]]], dtype=torch.bfloat16), torch.tensor([[[[0.0, 0.0]]]])
+    bce, kl = elbo_loss(logits, x, torch.zeros(1, 2).bfloat16(), torch.zeros(1, 2).bfloat16())
+    assert bce.item() == 200  # where sigmoid and logarithm, one after the other, give infinity
+    assert kl.item() == 0
+    assert bce.dtype == kl.dtype == torch.float32
+
+
+@settings(max_examples=5)
+@given(st.integers(0, 3), st.sampled_from([(16, 1), (24, 3)]))
+def test_frozen_computes_what_eval_mode_does(seasoned_vae, seed, size):
+    crop, channels = size
+    vae = seasoned_vae(8, crop, channels, seed)
+    x = torch.rand(4, channels, crop, crop, generator=generator(seed))
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    with torch.no_grad():
+        expected = vae.logits(x)
+        folded = frozen(vae.train())
+        assert vae.training
+        torch.testing.assert_close(folded.logits(x), expected, atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(folded.encode(x), vae.eval().encode(x), atol=2e-4, rtol=2e-4)
+    assert expected.std() > 0.5  # the comparison is not one of two flat pictures
+    assert not any(p.requires_grad for p in folded.parameters())
+    assert all(p.requires_grad for p in vae.parameters())
+    assert not folded.training
+    for name, value in vae.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_images_of_a_batch_do_not_touch_one_another(seasoned_vae):
+    for vae in (seasoned_vae(), frozen(seasoned_vae())):
+        x = torch.rand(5, 1, 16, 16, generator=generator())
+        together = vae.logits(x)
+        for i in range(5):
+            torch.testing.assert_close(vae.logits(x[i : i + 1]), together[i : i + 1], atol=1e-5, rtol=1e-5)
+        other = x.clone()
+        other[1:] = torch.rand(4, 1, 16, 16, generator=generator(1))
+        assert torch.equal(vae.logits(other)[0], together[0])
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(vae.logits(x)[2].sum(), x)
+        assert gradient[2].abs().max() > 1e-3
+        assert not gradient[[0, 1, 3, 4]].any()
