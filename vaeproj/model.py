@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
@@ -12,6 +15,29 @@ from .config import UserError
 
 SLOPE = 0.2  # of every LeakyReLU
 HIDDEN = 1024  # width of the two dense layers
+
+
+class _BlockConv2d(nn.Conv2d):
+    """A kernel-4, stride-2 convolution, computed on 2 x 2 blocks of pixels taken as channels: the same sums in other
+    kernels, since those for a single channel are several times slower. The weights stay those of the plain layer.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(blocks, _block_weight(self.weight), self.bias, padding=1)
+
+
+class _BlockConvTranspose2d(nn.ConvTranspose2d):
+    """The transposed convolution that goes with `_BlockConv2d`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks = F.conv_transpose2d(x, _block_weight(self.weight), self.bias.repeat_interleave(4), padding=1)
+        return F.pixel_shuffle(blocks, 2)
+
+
+def _block_weight(weight: Tensor) -> Tensor:
+    """[M, C, 4, 4] with stride 2 -> [M, 4 C, 3, 3] with stride 1 on 2 x 2 blocks, padding included."""
+    return F.pixel_unshuffle(F.pad(weight, [1, 1, 1, 1]), 2)
 
 
 class VAE(nn.Module):
@@ -35,7 +61,7 @@ class VAE(nn.Module):
         features = 128 * side * side
         conv = {"kernel_size": 4, "stride": 2, "padding": 1}
         self.encoder = nn.Sequential(
-            nn.Conv2d(channels, 32, **conv), nn.BatchNorm2d(32), nn.LeakyReLU(SLOPE),
+            _BlockConv2d(channels, 32, **conv), nn.BatchNorm2d(32), nn.LeakyReLU(SLOPE),
             nn.Conv2d(32, 64, **conv), nn.BatchNorm2d(64), nn.LeakyReLU(SLOPE),
             nn.Conv2d(64, 128, **conv), nn.BatchNorm2d(128), nn.LeakyReLU(SLOPE),
             nn.Flatten(),
@@ -48,7 +74,7 @@ class VAE(nn.Module):
             nn.Unflatten(1, (128, side, side)),
             nn.ConvTranspose2d(128, 64, **conv), nn.BatchNorm2d(64), nn.LeakyReLU(SLOPE),
             nn.ConvTranspose2d(64, 32, **conv), nn.BatchNorm2d(32), nn.LeakyReLU(SLOPE),
-            nn.ConvTranspose2d(32, channels, **conv),
+            _BlockConvTranspose2d(32, channels, **conv),
         )  # fmt: skip
 
     @property
@@ -70,8 +96,8 @@ class VAE(nn.Module):
         return self.decode(mean + (0.5 * log_var).exp() * noise), mean, log_var
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits of f(x), the decoder at the posterior's mean: no sampling."""
-        return self.decode(self.encode(x)[0])
+        """Logits of f(x), the decoder at the posterior's mean, no sampling: fp32, whatever precision the weights have."""
+        return self.decode(self.encode(x.to(self.posterior.weight.dtype))[0]).float()
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """f(x) = decoder(mean of encoder(x)), [B, C, H, W] in [0, 1] (paper, section 2)."""
@@ -95,10 +121,21 @@ def elbo_loss(logits: Tensor, x: Tensor, mean: Tensor, log_var: Tensor) -> tuple
     return bce, kl
 
 
-def frozen(vae: VAE) -> VAE:
+def idle_biases(vae: VAE) -> Iterator[tuple[nn.Module, int]]:
+    """Each layer before a BatchNorm, and how many biases it has: what they add, the BatchNorm takes out again."""
+    for stack in (vae.encoder, vae.decoder):
+        for layer, norm in pairwise(stack):
+            if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+                yield layer, norm.num_features
+
+
+def frozen(vae: VAE, dtype: torch.dtype = torch.float32) -> VAE:
     """A copy in eval mode for use on images: no weight gradients, each BatchNorm folded into the layer before it.
 
     It computes what the original computes in eval mode, with fewer passes over the activations.
+
+    Args:
+        dtype: precision of weights and activations; folding happens in fp32.
     """
     vae = copy.deepcopy(vae).eval().requires_grad_(False)
     for stack in (vae.encoder, vae.decoder):
@@ -110,5 +147,8 @@ def frozen(vae: VAE) -> VAE:
                 transpose = isinstance(layers[i - 1], nn.ConvTranspose2d)
                 layers[i - 1] = fuse_conv_bn_eval(layers[i - 1], layer, transpose)
         kept = [layer for layer in layers if not isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
+        for layer in kept:
+            if isinstance(layer, nn.LeakyReLU):
+                layer.inplace = True
         stack._modules = nn.Sequential(*kept)._modules
-    return vae
+    return vae.to(dtype)
