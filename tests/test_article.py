@@ -1,0 +1,63 @@
+"""The article's loop: without its bugs it is the projection, and each bug does what its description says."""
+
+import pytest
+import torch
+
+from vaeproj.article import BUGS, article_loop
+from vaeproj.config import Config
+from vaeproj.projection import project
+
+CONFIG = Config(image_size=64, crop_size=16, stride=16, latent_dim=4, alpha=0.3, lam=0.05, iterations=6)
+
+
+@pytest.fixture(scope="module")
+def vae(seasoned_vae):
+    return seasoned_vae(latent_dim=4)
+
+
+@pytest.fixture
+def tiles():
+    return 0.1 + 0.8 * torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("energy", ["squared", "bce"])
+def test_without_bugs_it_is_the_projection(vae, tiles, energy):
+    config = CONFIG.replace(energy=energy)
+    torch.testing.assert_close(article_loop(vae, tiles, config, ()), project(vae, tiles, config).image)
+
+
+def test_detached_bug_is_the_detached_gradient(vae, tiles):
+    mended = project(vae, tiles, CONFIG.replace(gradient="detached")).image
+    torch.testing.assert_close(article_loop(vae, tiles, CONFIG, ("detached_gradient",)), mended)
+
+
+def test_swapped_bce_descends_the_swapped_loss(vae, tiles):
+    """One step by hand: the gradient of BCE(x, r) in x is (x - r) / (x (1 - x))."""
+    config = CONFIG.replace(energy="bce", iterations=1, lam=0.0, alpha=0.01)
+    r = vae.reconstruct(tiles).detach()
+    by_hand = (tiles - 0.01 * (tiles - r) / (tiles * (1 - tiles)) * (tiles - r) ** 2).clamp(0, 1)
+    torch.testing.assert_close(article_loop(vae, tiles, config, ("detached_gradient", "swapped_bce")), by_hand)
+
+
+def test_stale_gradient_accumulates_at_x_0(vae, tiles):
+    """Two steps by hand for the detached squared energy with lam = 0: the second step reads the sum of both gradients,
+    each through the chain back to x_0."""
+    config = CONFIG.replace(iterations=2, lam=0.0)
+    r_0 = vae.reconstruct(tiles).detach()
+    first = 2 * (tiles - r_0)
+    x_1 = (tiles - config.alpha * first * (tiles - r_0) ** 2).clamp(0, 1)
+    r_1 = vae.reconstruct(x_1).detach()
+    # x_1 depends on x_0 directly and through the mask, while the gradient inside it is a number read from .grad.
+    chain = 1 - config.alpha * first * 2 * (tiles - r_0)
+    chain = torch.where((x_1 > 0) & (x_1 < 1), chain, torch.zeros(()))
+    x_2 = (x_1 - config.alpha * (first + 2 * (x_1 - r_1) * chain) * (x_1 - r_1) ** 2).clamp(0, 1)
+    torch.testing.assert_close(
+        article_loop(vae, tiles, config, ("detached_gradient", "stale_gradient")), x_2, atol=2e-5, rtol=1e-4
+    )
+
+
+def test_every_bug_changes_the_result(vae, tiles):
+    config = CONFIG.replace(energy="bce", alpha=0.05)
+    mended = article_loop(vae, tiles, config, ())
+    for bug in BUGS:
+        assert (article_loop(vae, tiles, config, (bug,)) - mended).abs().max() > 1e-3, bug

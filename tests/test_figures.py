@@ -1,0 +1,94 @@
+"""Figures: every one is drawn from arrays, redrawn to the same bytes, and names its run."""
+
+import hashlib
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vaeproj.config import UserError
+from vaeproj.figures import FIGURES, FRAME_MS, HOLD_MS, grid, redraw, save, save_animation
+
+RNG = np.random.default_rng(0)
+CROPS = RNG.random((4, 1, 16, 16)).astype(np.float32)
+MASKS = np.zeros((4, 16, 16), bool)
+MASKS[:3, 4:9, 5:10] = True
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_saved_and_redrawn_figures_have_the_same_bytes_and_name_the_run(tmp_path):
+    save(
+        "comparison",
+        tmp_path,
+        "abc123",
+        images=CROPS,
+        pictures=CROPS,
+        projections=CROPS,
+        masks=MASKS,
+        titles=np.array(list("abcd")),
+    )
+    png, pdf = tmp_path / "comparison.png", tmp_path / "comparison.pdf"
+    before = digest(png), digest(pdf)
+    other = tmp_path / "untouched.png"
+    other.write_bytes(b"x")
+    png.unlink()
+    redraw("comparison", tmp_path)
+    assert (digest(png), digest(pdf)) == before
+    assert other.read_bytes() == b"x"
+    assert Image.open(png).text["Description"] == "vaeproj comparison abc123"
+    assert b"abc123" in pdf.read_bytes()
+
+
+def test_stored_pictures_are_finer_than_grey_levels(tmp_path):
+    save("reconstruction", tmp_path, "f", originals=CROPS, pictures=CROPS)
+    with np.load(tmp_path / "reconstruction.npz") as stored:
+        assert np.abs(stored["originals"] - CROPS).max() < 0.5 / 255
+
+
+def test_unknown_or_missing_figure_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="no figure 'nope'; the names are"):
+        redraw("nope", tmp_path)
+    with pytest.raises(UserError, match="run the notebook that makes it first"):
+        redraw("comparison", tmp_path)
+
+
+def test_every_figure_has_a_description():
+    for name, function in FIGURES.items():
+        assert function.__doc__, name
+        assert len(function.__doc__.splitlines()[0]) > 20, name
+
+
+def test_a_row_is_drawn_over_its_own_range():
+    """Grey rows over [0, 1]; a change row from 0 to its largest value, so that two crops of one row compare."""
+    drawn = grid([[CROPS[0], CROPS[1]], [CROPS[0][0] * 0.1, CROPS[1][0] * 0.3]], ["a", "b"], maps=["gray", "magma"])
+    limits = [axis.images[0].get_clim() for axis in drawn.axes]
+    assert limits[:2] == [(0, 1), (0, 1)]
+    top = max(CROPS[0].max() * 0.1, CROPS[1].max() * 0.3)
+    assert limits[2] == limits[3] == (0, pytest.approx(top))
+
+
+def test_animation_lasts_as_long_as_it_should_and_plays_offline(tmp_path):
+    frames = np.linspace(0, 1, 30)[:, None, None, None] * np.ones((30, 1, 16, 16))
+    gif, webp, html = save_animation(frames, frames[0], frames[-1], tmp_path / "projection")
+    for path in (gif, webp):
+        # Identical neighbours may be merged, so the total counts and not the number of frames.
+        with Image.open(path) as picture:
+            durations = []
+            for i in range(picture.n_frames):
+                picture.seek(i)
+                picture.load()  # WebP tells a frame's duration only once it is decoded
+                durations.append(picture.info["duration"])
+            assert picture.info["loop"] == 0
+        assert abs(sum(durations) - (FRAME_MS * (_shown(html) - 1) + HOLD_MS)) <= 10 * len(durations), path
+    text = html.read_text()
+    assert "http" not in text
+    assert text.count("data:image/webp;base64,") == _shown(html)
+
+
+def _shown(html):
+    return len(json.loads(re.search(r"const data = (\{.*?\});", html.read_text()).group(1))["t"])
