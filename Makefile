@@ -27,6 +27,7 @@ help: ## list the commands
 	@echo '                     $(CPU_INDEX)'
 
 venv: $(READY) ## make .venv and install everything at the versions of requirements.lock
+	@echo "$(VENV) is ready: source $(VENV)/bin/activate"
 
 results: $(READY) ## run notebooks 01 to 05 and write results/quick/
 	$(PY) -m vaeproj run $(ARGS)
