@@ -336,6 +336,61 @@ def restoration(names: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> F
     return drawn
 
 
+# --- 06 localization benchmark
+
+
+@figure
+def roc_pro(fpr: np.ndarray, recall: np.ndarray, pro: np.ndarray, names: np.ndarray) -> Figure:
+    """ROC and PRO curves of the smoothed maps, [methods, points] each."""
+    drawn = Figure(figsize=(7.5, 3))
+    for axis, values, label in zip(drawn.subplots(1, 2), (recall, pro), ("recall", "per-region overlap"), strict=True):
+        for x, y, name in zip(fpr, values, names, strict=True):
+            axis.plot(x, y, label=str(name))
+        axis.set(xlabel="false-positive rate", ylabel=label, xlim=(0, 0.3), ylim=(0, 1.01))
+    axis.legend(loc="lower right")
+    return drawn
+
+
+@figure
+def gallery(images: np.ndarray, masks: np.ndarray, residuals: np.ndarray, maps: np.ndarray, titles: np.ndarray) -> Figure:
+    """Whole images with their masks outlined, the VAE residual's map and the projection's, one column each."""
+    labels = ["image", "VAE residual", "projection"]
+    return grid([images, residuals, maps], labels, titles, maps=["gray", CHANGE, CHANGE], outlines=masks, side=1.35)
+
+
+@figure
+def cases(images: np.ndarray, masks: np.ndarray, maps: np.ndarray, titles: np.ndarray) -> Figure:
+    """The images localized best and worst, with their anomaly maps."""
+    return grid([images, maps], ["image", "anomaly map"], titles, maps=["gray", CHANGE], outlines=masks, side=1.5)
+
+
+# --- 07 ablations
+
+
+@figure
+def ablation(**curves: np.ndarray) -> Figure:
+    """Pixel AUROC, AUPRO and AP along each hyper-parameter; a dotted line marks the preset's own value.
+
+    Args:
+        curves: for each hyper-parameter ``name`` [3, K], its ``name_values`` [K] as text and ``name_own``, an index.
+    """
+    names = [key for key in curves if f"{key}_values" in curves]
+    columns = 4
+    rows = -(-len(names) // columns)
+    drawn = Figure(figsize=(2.0 * columns, 1.75 * rows))
+    axes = drawn.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes, names, strict=False):
+        values = curves[f"{name}_values"]
+        axis.plot(np.arange(len(values)), curves[name].T, "o-", ms=3)
+        axis.axvline(int(curves[f"{name}_own"]), color="0.5", ls=":", lw=1)
+        axis.set(title=name, xticks=range(len(values)))
+        axis.set_xticklabels(values.tolist(), fontsize=6, rotation=30 if max(map(len, values)) > 5 else 0)
+    axes[0].legend(["AUROC", "AUPRO", "AP"], fontsize=6)
+    return drawn
+
+
 # --- animation
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -116,6 +116,15 @@ class Workspace:
     @property
     def fingerprint(self) -> str:
         return self.config.fingerprint(data=self.train.digest)
+
+    def reconfigured(self, **changes: object) -> Workspace:
+        """The same data, not read again, under a configuration with some hyper-parameters changed."""
+        other = replace(self, config=self.config.replace(**changes))
+        if other.config.image_size == self.config.image_size:
+            # Cached properties live in the instance's dictionary.
+            data = ("train", "test", "train_images", "test_images")
+            other.__dict__.update({name: self.__dict__[name] for name in data if name in self.__dict__})
+        return other
 
     def defect_names(self, each: int = 1) -> list[str]:
         """The first ``each`` test images of every defect, such as ``["bent/000", "broken/000", ...]``."""

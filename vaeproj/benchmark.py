@@ -1,0 +1,153 @@
+"""Methods side by side on the same trained VAEs, and one-change-at-a-time ablations, cached by fingerprint."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .article import BUGS, article_loop
+from .config import PRESETS, RESULTS_DIR, Config
+from .localization import METRICS, anomaly_maps, difference, evaluate, f1_at, projection_score, residual_score, smooth
+from .projection import stopping_energy
+from .workspace import STOPPING_CROPS, Workspace
+
+CACHE_DIR = RESULTS_DIR / "cache"
+LABEL_FREE_QUANTILE = 0.999  # of the training images' own anomaly maps: the threshold that needs no labels
+ARTICLE_CHUNK = 512  # tiles a call of the article's loop: the stale gradient keeps every iteration's graph
+
+Score = Callable[[Tensor], Tensor]
+
+
+def scores(ws: Workspace) -> dict[str, Score]:
+    """The methods compared, by name: each maps tiles [B, C, crop, crop] to pixel scores, alike.
+
+    The last is the preset's own, the headline.
+    """
+    config, vae = ws.config, ws.vae
+    article = config.replace(**{k: v for k, v in PRESETS["blog"].items() if k in ("energy", "alpha", "lam", "iterations")})
+    article = article.replace(gradient="full", soft_mask=True, stop_quantile=None)
+    stopping = config.replace(gradient="full", stop_quantile=config.stop_quantile or 0.9)
+    methods = {f"VAE residual, {kind.upper()}": residual_score(vae, kind) for kind in ("l1", "l2", "ssim")}
+    methods |= {
+        "article, as published": _article_score(ws, article, BUGS),
+        "article + detached gradient": _article_score(ws, article, ("detached_gradient",)),
+        "article + swapped BCE": _article_score(ws, article, ("swapped_bce",)),
+        "article + stale gradient": _article_score(ws, article, ("stale_gradient",)),
+        "article, mended": projection_score(vae, article),
+        "projection, detached": projection_score(vae, config.replace(gradient="detached")),
+        "projection, full": projection_score(vae, config.replace(gradient="full", stop_quantile=None)),
+        "projection, full, stopped": projection_score(vae, stopping, _stop_at(ws, stopping)),
+    }
+    return methods | {"preset's own": projection_score(vae, config, ws.stop_at)}
+
+
+def _stop_at(ws: Workspace, config: Config) -> float:
+    crops = ws.sampler.sample(STOPPING_CROPS, torch.Generator().manual_seed(config.seed))
+    return stopping_energy(ws.vae, crops, config)
+
+
+def _article_score(ws: Workspace, config: Config, bugs: tuple[str, ...]) -> Score:
+    def score(tiles: Tensor) -> Tensor:
+        moved = torch.cat([article_loop(ws.vae, part, config, bugs) for part in tiles.split(ARTICLE_CHUNK)])
+        return difference(tiles, moved, config.score)
+
+    return score
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method on one VAE: smoothed anomaly maps, float32 [N, H, W], and metrics of them and of the raw ones."""
+
+    maps: Tensor
+    smoothed: dict[str, Any]
+    raw: dict[str, Any]
+
+
+def judge(ws: Workspace, score: Score) -> Result:
+    """Anomaly maps of every test image and their metrics, raw and smoothed, and a threshold chosen without labels."""
+    raw = anomaly_maps(ws.test_images, score, ws.config)
+    maps = smooth(raw, ws.config.sigma)
+    smoothed = evaluate(maps, ws.test.gt_masks, ws.test.defects)
+    normal = smooth(anomaly_maps(ws.train_images[:8], score, ws.config), ws.config.sigma)
+    threshold = np.quantile(normal.cpu().numpy(), LABEL_FREE_QUANTILE).item()
+    smoothed |= {"label_free_threshold": threshold, "label_free_F1": f1_at(maps, ws.test.gt_masks, threshold)}
+    return Result(maps, smoothed, evaluate(raw, ws.test.gt_masks, ws.test.defects, bootstrap=0))
+
+
+def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Every method on the VAE of every seed.
+
+    Returns:
+        For each method the mean over seeds of each metric, ``raw`` metrics alike, ``seeds`` (a row each), and of the
+        first seed ``standard_error``, ``per_defect`` and thresholds; and the first seed's smoothed maps by method.
+    """
+    rows: dict[str, list[Result]] = {}
+    for seed in seeds:
+        chosen = ws.reconfigured(seed=seed)
+        for name, score in scores(chosen).items():
+            result = judge(chosen, score)
+            rows.setdefault(name, []).append(result if seed == seeds[0] else replace(result, maps=result.maps[:0]))
+    methods: dict[str, Any] = {}
+    for name, results in rows.items():
+        first = results[0].smoothed
+        methods[name] = {key: float(np.mean([r.smoothed[key] for r in results])) for key in METRICS}
+        methods[name]["raw"] = {key: float(np.mean([r.raw[key] for r in results])) for key in METRICS}
+        methods[name]["seeds"] = {str(s): {k: r.smoothed[k] for k in METRICS} for s, r in zip(seeds, results, strict=True)}
+        methods[name] |= {key: value for key, value in first.items() if key not in METRICS}
+    return methods, {name: results[0].maps for name, results in rows.items()}
+
+
+def table(methods: dict[str, Any]) -> str:
+    """Markdown: a row a method, smoothed metrics with the spread over seeds, raw pixel AUROC last."""
+    lines = ["| method | " + " | ".join(METRICS) + " | raw pixel_AUROC |", "|---|" + "---|" * (len(METRICS) + 1)]
+    for name, row in methods.items():
+        cells = []
+        for key in METRICS:
+            values = [seed[key] for seed in row["seeds"].values()]
+            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+            cells.append(f"{row[key]:.4f}{spread}")
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {row['raw']['pixel_AUROC']:.4f} |")
+    return "\n".join(lines)
+
+
+def save_maps(maps: Tensor, names: Sequence[str], folder: Path) -> None:
+    """Anomaly maps [N, H, W] as float16 npz with their image names, and as PNGs over a common grey scale."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / "anomaly_maps.npz", maps=maps.cpu().numpy().astype(np.float16), names=np.array(names))
+    grey = (maps / maps.max() * 255).round().byte().cpu().numpy()
+    for name, pixels in zip(names, grey, strict=True):
+        Image.fromarray(pixels).save(folder / f"{name.replace('/', '_')}.png")
+
+
+def ablate(ws: Workspace, changes: dict[str, Any]) -> dict[str, float]:
+    """Metrics of the preset's own method with some hyper-parameters changed; computed once, then found by fingerprint.
+
+    Trains a VAE where a change touches training.
+    """
+    changed = ws.reconfigured(**changes)
+    config = changed.config
+    path = CACHE_DIR / f"ablation-{config.fingerprint(data=ws.train.digest + ws.test.digest)}.json"
+    if not path.exists():
+        score = projection_score(changed.vae, config, changed.stop_at)
+        maps = smooth(anomaly_maps(ws.test_images, score, config), config.sigma)
+        metrics = evaluate(maps, ws.test.gt_masks, ws.test.defects, bootstrap=0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(json.dumps({key: metrics[key] for key in METRICS}))
+        scratch.replace(path)
+    return json.loads(path.read_text())
+
+
+def sweep(ws: Workspace, name: str, values: Sequence[Any]) -> dict[str, list[float]]:
+    """`ablate` along the values of one hyper-parameter: lists in the order of ``values`` for each metric."""
+    rows = [ablate(ws, {name: value}) for value in values]
+    return {key: [row[key] if row[key] is not None else math.nan for row in rows] for key in METRICS}
