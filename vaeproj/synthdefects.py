@@ -1,0 +1,200 @@
+"""SynthGrid's five defects: each painter damages a scene of `mesh.py`.
+
+A painter takes the mesh, a generator and the scene's radiance, float32 [size, size], which it may overwrite, and returns
+the damaged radiance. Points are (x, y) in fractions of the side, origin top left.
+"""
+
+import math
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.spatial import cKDTree
+
+from .mesh import HALF_WIDTH, SPACING, Cut, Mesh, radiance, smooth_step, wave
+
+Range = tuple[float, float]
+
+
+def bent(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray:
+    """One to three legs of strands are pushed into an S."""
+    cuts, wires = [], []
+    for _ in range(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2])):
+        strand, centre = _site(mesh, rng)
+        half = rng.uniform(0.16, 0.26)
+        ends = _on_strand(mesh, strand, centre + np.array([-1, 1]) * (half + 0.04))
+        chord = ends[1] - ends[0]
+        side = np.array([-chord[1], chord[0]]) * rng.choice([-1, 1]) * rng.uniform(0.2, 0.5)
+        steps, sway = np.array([[0, 0.12, 0.3, 0.55, 0.45, 0.7, 0.88, 1], [0, 0, 0.7, 0.9, -0.9, -0.7, 0, 0]])
+        steps[2:6] += rng.normal(0, 0.05, 4)
+        sway[2:6] += rng.normal(0, 0.3, 4)
+        cuts.append(Cut(strand, centre, half))
+        wires.append(_curve(ends[0] + steps[:, None] * chord + sway[:, None] * side))
+    return _rewire(mesh, rng, cuts, wires, width=(0.6, 0.85), tone=(75, 100), gloss=(20, 90))
+
+
+def broken(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray:
+    """One to three legs are torn: background shows, the ends curl away."""
+    cuts, wires = [], []
+    for _ in range(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])):
+        strand, centre = _site(mesh, rng)
+        half = rng.uniform(0.08, 0.24)
+        cuts.append(Cut(strand, centre, half))
+        for sign in (-1, 1):
+            path = list(_on_strand(mesh, strand, centre + sign * np.array([half + 0.06, half])))
+            step = (path[1] - path[0]) * rng.uniform(0.5, 1.3)
+            turn = rng.normal(0, 0.8)
+            cos, sin = math.cos(turn), math.sin(turn)
+            for _ in range(rng.integers(1, 4)):
+                step = np.array([cos * step[0] - sin * step[1], sin * step[0] + cos * step[1]])
+                path.append(path[-1] + step)
+            wires.append(_curve(np.array(path)))
+    return _rewire(mesh, rng, cuts, wires, width=(0.55, 0.9), tone=(70, 95), gloss=(10, 90))
+
+
+def glue(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray:
+    """A clear drop: it bends what is behind it, darkens at its outline and carries soft highlights."""
+    size = len(grey)
+    radius = rng.uniform(0.026, 0.045)
+    strength = rng.uniform(0.5, 1.0)
+    x, y, r = _blob(rng, size, radius)
+    rows, columns = np.nonzero(r < 1.3)
+    x, y, r = (a[rows, columns] for a in (x, y, r))
+    bulge = 0.45 * strength * (1 - np.clip(r, 0, 1) ** 2)
+    pull = rng.normal(0, 0.5, 2)
+    shift = radius * size * bulge
+    behind = map_coordinates(grey, [rows + shift * pull[0], columns + shift * pull[1]], order=1, mode="nearest")
+    drop = behind + strength * (rng.uniform(5, 30) - 0.45 * (behind - behind.mean()))
+    drop -= strength * rng.uniform(60, 100) * np.exp(-(((r - 0.9) / 0.14) ** 2)) * (0.7 + 0.3 * np.clip(y + x, -1, 1))
+    for _ in range(rng.integers(2, 5)):
+        spot = rng.uniform(-0.65, 0.65, 2)
+        wide, thin = rng.uniform(0.10, 0.35), rng.uniform(0.05, 0.12)
+        drop += strength * rng.uniform(30, 110) * np.exp(-(((x - spot[0]) / wide) ** 2) - ((y - spot[1]) / thin) ** 2)
+    inside = np.clip(0.5 + (1 - r) * radius / (2 * mesh.softness), 0, 1)
+    grey[rows, columns] += (inside * (drop - grey[rows, columns])).astype(np.float32)
+    return grey
+
+
+def metal_contamination(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray:
+    """A curled shaving about one cell in size: bright flank, dark flank, shadow beneath."""
+    centre = rng.uniform(0.08, 0.92, 2)
+    radius = rng.uniform(0.014, 0.030)
+    angles = rng.uniform(0, 2 * math.pi) + np.linspace(0, rng.uniform(1.8, 4.6), 7)
+    spiral = radius * np.linspace(1, rng.uniform(0.5, 1.1), 7)
+    arc = _curve(centre + spiral[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=-1))
+    half_width = rng.uniform(0.006, 0.012)
+    shadow, edge = arc - 0.006 * mesh.lamp, arc[20:70] + 0.5 * half_width * mesh.lamp
+    _stroke(grey, mesh, shadow, 1.25 * half_width, mesh.edge_grey - 12, 0, opacity=rng.uniform(0.5, 0.9))
+    _stroke(grey, mesh, arc, half_width, rng.uniform(55, 110), rng.uniform(70, 170))
+    _stroke(grey, mesh, edge, 0.25 * half_width, rng.uniform(150, 235), 0)
+    return grey
+
+
+def thread(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray:
+    """Textile fibres: one long thread over several cells, or a fluff of many short ones."""
+    size = len(grey)
+    density = np.zeros_like(grey)
+    start, heading = rng.uniform(0.12, 0.88, 2), rng.uniform(0, 2 * math.pi)
+    if rng.random() < 0.5:  # single fibres in a haze of those too fine to see
+        length = rng.uniform(0.06, 0.12)
+        for _ in range(rng.integers(60, 140)):
+            _fibre(density, rng, start + rng.normal(0, 0.14 * length, 2), heading, length * rng.uniform(0.5, 1), 0.9)
+        density = gaussian_filter(density, 0.0006 * size) + gaussian_filter(density, 0.006 * size)
+        density *= rng.uniform(0.4, 1.0)
+        tone = rng.uniform(45, 75)
+    else:
+        for _ in range(rng.integers(1, 4)):
+            _fibre(density, rng, start, heading + rng.normal(0, 0.3), rng.uniform(0.15, 0.40), 0.35)
+        density = gaussian_filter(density, 0.0012 * size) * rng.uniform(3, 8)
+        tone = rng.uniform(45, 75) if rng.random() < 0.7 else rng.uniform(190, 230)
+    density *= size / 1024
+    return grey + density / (1 + density) * (tone - grey)
+
+
+PAINTERS = {"bent": bent, "broken": broken, "glue": glue, "metal_contamination": metal_contamination, "thread": thread}
+
+
+def _site(mesh: Mesh, rng: np.random.Generator) -> tuple[int, float]:
+    """A strand and the phase at the middle of one of its legs, mostly inside the image."""
+    row, column = (rng.uniform(0.08, 0.92, 2) * len(mesh.u)).astype(int)
+    return int(np.rint(mesh.v[row, column])), math.floor(mesh.u[row, column] * 2) / 2 + 0.25
+
+
+def _on_strand(mesh: Mesh, strand: int, phase: np.ndarray) -> np.ndarray:
+    """Points [n, 2] on the centre line of a strand, where u equals phase [n]."""
+    height, _ = wave(phase + 0.5 * (strand & 1))
+    target = np.stack([phase, strand + mesh.offsets[strand & 63] + height / SPACING], axis=-1)
+    last = len(mesh.u) - 1
+    origin, right, down = (np.array([mesh.u[c], mesh.v[c]], dtype=float) for c in ((0, 0), (0, last), (last, 0)))
+    inverse = np.linalg.inv(np.stack([right - origin, down - origin], axis=-1))
+    place = (target - origin) @ inverse.T
+    for _ in range(4):  # the map is almost affine: a few secant steps suffice
+        if place.min() < 0 or place.max() > 1:  # outside the image it is not known any better
+            break
+        there = np.stack([map_coordinates(f, place.T[::-1] * last, order=1) for f in (mesh.u, mesh.v)], axis=-1)
+        place = place + (target - there) @ inverse.T
+    return place
+
+
+def _curve(points: np.ndarray, samples: int = 96) -> np.ndarray:
+    """Smooth curve [samples, 2] through the neighbourhood of control points [n, 2] (repeated averaging)."""
+    t = np.linspace(0, len(points) - 1, samples)
+    line = np.stack([np.interp(t, np.arange(len(points)), points[:, i]) for i in range(2)], axis=-1)
+    return gaussian_filter(line, (samples / len(points) / 1.8, 0), mode="nearest")
+
+
+def _rewire(
+    mesh: Mesh, rng: np.random.Generator, cuts: list[Cut], wires: list[np.ndarray], width: Range, tone: Range, gloss: Range
+) -> np.ndarray:
+    """Radiance with pieces of strands replaced by wires [n, 2]; width in strands, tone and gloss in grey levels."""
+    grey = radiance(mesh, cuts)
+    for wire in wires:
+        _stroke(grey, mesh, wire, HALF_WIDTH * rng.uniform(*width), rng.uniform(*tone), rng.uniform(*gloss))
+    return grey
+
+
+def _stroke(
+    grey: np.ndarray, mesh: Mesh, points: np.ndarray, half_width: float, tone: float, gloss: float, opacity: float = 1
+) -> None:
+    """Paint a round wire along a curve [n, 2]: dark edges, a face of grey `tone`, a highlight of grey `gloss`."""
+    size = len(grey)
+    left, top = np.clip(np.floor((points.min(0) - 2 * half_width) * size).astype(int), 0, size - 1)
+    right, bottom = np.clip(np.ceil((points.max(0) + 2 * half_width) * size).astype(int) + 1, 1, size)
+    window = grey[top:bottom, left:right]
+    pixels = np.mgrid[left:right, top:bottom].T / size + 0.5 / size  # [bottom - top, right - left, 2]
+    distance, nearest = cKDTree(points).query(pixels)
+    tangent = np.gradient(points, axis=0)
+    normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=-1)
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
+    s = np.clip(((pixels - points[nearest]) * normal[nearest]).sum(-1) / half_width, -1, 1)
+    lit = (normal @ mesh.lamp)[nearest]
+    metal = tone - (tone - mesh.edge_grey) * smooth_step(np.abs(s), 0.35, 1.0)
+    metal = metal + gloss * np.exp(-(((s - 0.45 * lit) / 0.28) ** 2)) * np.abs(lit)
+    alpha = opacity * np.clip(0.5 + (half_width - distance) / mesh.softness, 0, 1)
+    window += (alpha * (metal - window)).astype(np.float32)
+
+
+def _blob(rng: np.random.Generator, size: int, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Polar coordinates of a lobed blob: x, y in radii, and r, 1 on its outline; each [size, size]."""
+    centre = rng.uniform(0.08, 0.92, 2)
+    axis = (np.arange(size) + 0.5) / size
+    x, y = (axis[None, :] - centre[0]) / radius, (axis[:, None] - centre[1]) / radius
+    turn, stretch = rng.uniform(0, math.pi), rng.uniform(1, 1.35)
+    x, y = (x * math.cos(turn) + y * math.sin(turn)) / stretch, (y * math.cos(turn) - x * math.sin(turn)) * stretch
+    r2 = np.maximum(x * x + y * y, 1e-9)
+    cos2, sin2 = (x * x - y * y) / r2, 2 * x * y / r2
+    lobes = 1 + rng.normal(0, 0.10) * cos2 + rng.normal(0, 0.10) * sin2 + rng.normal(0, 0.07) * (cos2**2 - sin2**2)
+    return x, y, np.sqrt(r2) / lobes
+
+
+def _fibre(
+    density: np.ndarray, rng: np.random.Generator, middle: np.ndarray, heading: float, length: float, bend: float
+) -> None:
+    """Add one thin curved fibre, about one unit of density to each pixel that it crosses."""
+    size = len(density)
+    samples = int(3 * length * size) + 2
+    angle = heading + _curve(np.cumsum(rng.normal(0, bend, (7, 2)), axis=0), samples)[:, 0]
+    steps = length / samples * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    path = np.cumsum(steps, axis=0)
+    x, y = ((path - path[samples // 2] + middle) * size).astype(int).T
+    inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
+    np.add.at(density, (y[inside], x[inside]), np.float32(1 / 3))
