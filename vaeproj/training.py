@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
-from tqdm.auto import tqdm
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
 
 from .config import RESULTS_DIR, Config, UserError
 from .crops import CropSampler
-from .model import VAE, elbo_loss
+from .model import VAE, elbo_loss, idle_biases
 
 CHECKPOINT_DIR = RESULTS_DIR / "checkpoints"
 CHUNK = 50  # steps drawn and run at once, between two looks at the loss
@@ -120,6 +121,9 @@ class _Stepper:
         cuda = device.type == "cuda"
         self.rate = torch.tensor(config.learning_rate, device=device)
         self.optimizer = torch.optim.Adam(vae.parameters(), lr=self.rate, fused=True, capturable=cuda)
+        for p in vae.parameters():
+            moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            self.optimizer.state[p] = {"step": torch.zeros((), device=device)} | moments
         self.counter = torch.zeros(1, dtype=torch.long, device=device)
         self.losses = torch.zeros(CHUNK, 2, device=device)
         self.rates = torch.zeros(CHUNK, device=device)
@@ -127,16 +131,20 @@ class _Stepper:
         self.noise = torch.zeros(CHUNK, config.batch_size, config.latent_dim, device=device)
         self.graphs: dict[int, Callable[[], None]] = {}
 
-    def load(self, rows: list[Tensor], rates: Tensor, seed: int) -> None:
-        """Lay out one chunk: rows of crops and learning rate for each of its steps, noise drawn on the device."""
-        padded = torch.zeros(self.rows.shape)
-        for i, row in enumerate(rows):
-            padded[i, : len(row)] = row
-        self.rows.copy_(padded)
-        self.rates[: len(rates)] = rates.to(self.device)
-        self.noise.copy_(
-            torch.randn(self.noise.shape, device=self.device, generator=torch.Generator(self.device).manual_seed(seed))
-        )
+    def state(self) -> dict[str, Tensor]:
+        """What a step leaves behind, by name: weights, BatchNorm's statistics, Adam's moments."""
+        tensors = {f"vae.{name}": tensor for name, tensor in self.vae.state_dict().items()}
+        for name, parameter in self.vae.named_parameters():
+            tensors |= {f"adam.{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
+        return tensors
+
+    def load(self, chunk: Sequence[Tensor], rates: Tensor, seed: int) -> None:
+        """Lay out one chunk: crops of the images ``chunk`` names for each step, learning rates, noise."""
+        sizes = [len(index) for index in chunk]
+        rows = self.sampler.draw(torch.cat([*chunk]), torch.Generator().manual_seed(seed)).split(sizes)
+        self.rows[: len(chunk), : max(sizes)].copy_(pad_sequence(rows, batch_first=True))
+        self.rates[: len(rates)].copy_(rates)
+        self.noise.normal_(generator=torch.Generator(self.device).manual_seed(seed))
         self.counter.zero_()
 
     def __call__(self, batch_size: int) -> None:
@@ -167,9 +175,8 @@ class _Stepper:
 
     def _capture(self, batch_size: int) -> Callable[[], None]:
         """Warm up and capture one step, leaving weights, statistics, optimizer and counter as they were."""
-        state = [*self.vae.state_dict().values(), self.counter, self.losses, self.rate]
+        state = [*self.state().values(), self.counter, self.losses]
         before = [tensor.clone() for tensor in state]
-        moments = {p: {k: v.clone() for k, v in s.items()} for p, s in self.optimizer.state.items()}
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -183,9 +190,6 @@ class _Stepper:
             self._step(batch_size)
         for tensor, value in zip(state, before, strict=True):
             tensor.copy_(value)
-        for parameter, slots in self.optimizer.state.items():
-            for key, value in slots.items():
-                value.copy_(moments[parameter][key]) if parameter in moments else value.zero_()
         return graph.replay
 
 
@@ -215,6 +219,8 @@ def fit(
         torch.manual_seed(config.seed)
         vae = VAE(config.latent_dim, config.crop_size, images.shape[1])
     vae = vae.to(device, memory_format=torch.channels_last).train()
+    for layer, _ in idle_biases(vae):
+        layer.bias = None
     sampler = CropSampler(images, config)
     probe = sampler.sample(6, torch.Generator().manual_seed(config.seed))
     stepper = _Stepper(vae, sampler, config, device)
@@ -223,31 +229,32 @@ def fit(
     history = torch.zeros(len(batches), 2)
     marks = sorted({round(len(batches) ** (k / SNAPSHOTS)) for k in range(1, SNAPSHOTS + 1)})
     snapshots = torch.zeros(len(marks), *probe.shape)
-    done, spent = _resume(partial, config, vae, stepper, history, snapshots)
+    done, spent = _resume(partial, stepper, history, snapshots)
 
     saved = time.perf_counter()
     bar = tqdm(total=len(batches), initial=done, desc="training", unit="step", disable=not progress)
     while done < len(batches):
         # Every chunk starts from its own seed, so what comes next depends on the step reached and on nothing else.
         seed = config.seed * 1_000_003 + done
-        generator = torch.Generator().manual_seed(seed)
         chunk = batches[done : done + CHUNK]
-        stepper.load([sampler.draw(index, generator) for index in chunk], rates[done : done + len(chunk)], seed)
+        stepper.load(chunk, rates[done : done + len(chunk)], seed)
         for i, index in enumerate(chunk):
             stepper(len(index))
+            bar.update()
             if done + i + 1 in marks:
                 snapshots[marks.index(done + i + 1)] = _look(vae, probe)
         history[done : done + len(chunk)] = stepper.losses[: len(chunk)].cpu()
         done += len(chunk)
-        bar.update(len(chunk))
         bce, kl = history[done - len(chunk) : done].mean(0).tolist()
         bar.set_postfix(bce=f"{bce:.0f}", kl=f"{kl:.1f}")
         if not math.isfinite(bce + kl):
             raise UserError(f"The loss left the finite numbers near step {done}: lower learning_rate = {config.learning_rate}.")
         if partial is not None and done < len(batches) and time.perf_counter() - saved > SAVE_EVERY:
-            _save_partial(partial, config, vae, stepper, history, snapshots, done, spent + time.perf_counter() - start)
+            _save_partial(partial, config, stepper, history, snapshots, done, spent + time.perf_counter() - start)
             saved = time.perf_counter()
     bar.close()
+    for layer, count in idle_biases(vae):
+        layer.bias = nn.Parameter(torch.zeros(count, device=device))
     record = {"history": history, "probe": probe.cpu(), "snapshots": snapshots, "snapshot_steps": torch.tensor(marks)}
     return vae.eval(), record | {"seconds": torch.tensor(spent + time.perf_counter() - start)}
 
@@ -316,29 +323,18 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _save_partial(
-    path: Path, config: Config, vae: VAE, stepper: _Stepper, history: Tensor, snapshots: Tensor, done: int, spent: float
+    path: Path, config: Config, stepper: _Stepper, history: Tensor, snapshots: Tensor, done: int, spent: float
 ) -> None:
-    tensors = {f"vae.{name}": tensor for name, tensor in vae.state_dict().items()}
-    for i, slots in stepper.optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{i}.{key}": value for key, value in slots.items()}
     progress = {"history": history, "snapshots": snapshots, "done": torch.tensor(done), "spent": torch.tensor(spent)}
-    _write(path, tensors | progress, config)
+    _write(path, stepper.state() | progress, config)
 
 
-def _resume(
-    path: Path | None, config: Config, vae: VAE, stepper: _Stepper, history: Tensor, snapshots: Tensor
-) -> tuple[int, float]:
+@torch.no_grad()
+def _resume(path: Path | None, stepper: _Stepper, history: Tensor, snapshots: Tensor) -> tuple[int, float]:
     """Take up a run under way: fills the arguments in place, returns the steps done and the seconds spent."""
     if path is None or not path.exists():
         return 0, 0.0
     tensors = _read(path)
-    vae.load_state_dict(_under(tensors, "vae."))
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _under(tensors, "adam.").items():
-        i, key = name.split(".", 1)
-        state.setdefault(int(i), {})[key] = tensor
-    groups = stepper.optimizer.state_dict()["param_groups"]
-    stepper.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    history.copy_(tensors["history"])
-    snapshots.copy_(tensors["snapshots"])
+    for name, tensor in (stepper.state() | {"history": history, "snapshots": snapshots}).items():
+        tensor.copy_(tensors[name])
     return int(tensors["done"]), float(tensors["spent"])
