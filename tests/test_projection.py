@@ -1,0 +1,337 @@
+"""The descent follows the paper's equations: by hand, by float64 autograd, and one tile at a time."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vaeproj import projection
+from vaeproj.config import Config
+from vaeproj.model import VAE, frozen
+from vaeproj.projection import energies, energy_gradient, project, reconstruction_energy, step, stopping_energy, trajectory
+
+KINDS = [(energy, gradient) for energy in ("squared", "bce") for gradient in ("full", "detached")]
+
+
+def config(**changes) -> Config:
+    small = {"image_size": 32, "crop_size": 16, "stride": 8, "latent_dim": 8, "iterations": 12, "alpha": 0.5, "lam": 0.05}
+    return Config(**small | changes)
+
+
+def tiles(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def graded(vae: VAE, count: int) -> torch.Tensor:
+    """Tiles between noise and what the VAE can draw: their energies lie far apart."""
+    share = torch.linspace(0.3, 1, count)[:, None, None, None]
+    return share * tiles(count) + (1 - share) * vae.reconstruct(tiles(count)).detach()
+
+
+@pytest.fixture(scope="module")
+def vae(seasoned_vae) -> VAE:
+    return seasoned_vae()
+
+
+@pytest.fixture(scope="module")
+def vae64(vae) -> VAE:
+    return copy.deepcopy(vae).double()
+
+
+class Linear:
+    """A "VAE" of one pixel whose logit is a x + b."""
+
+    def __init__(self, a: float, b: float) -> None:
+        self.a, self.b = a, b
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a * x + self.b
+
+
+def pixel(value: float) -> torch.Tensor:
+    return torch.full((1, 1, 1, 1), value)
+
+
+# --- one pixel, by hand
+
+
+def test_one_step_by_hand():
+    # a = 4, b = -2, x = 1/2: logit 0, f = 1/2; then x = 3/4: logit 1, f = .7310586, r = .0189414.
+    network, x, x_0 = Linear(4, -2), pixel(0.75), pixel(0.5)
+    settings = config(alpha=0.5, lam=0.1, soft_mask=False, gradient="detached")
+    moved, reconstruction, l_r = step(network, x, x_0, settings)
+    assert reconstruction.item() == pytest.approx(0.7310586)
+    assert l_r.item() == pytest.approx(0.0189414**2, rel=1e-4)
+    # gradient 2 * .0189414 + .1 = .1378828
+    assert moved.item() == pytest.approx(0.75 - 0.5 * 0.1378828, rel=1e-6)
+    moved, _, _ = step(network, x, x_0, settings.replace(soft_mask=True))
+    assert moved.item() == pytest.approx(0.75 - 0.5 * 0.1378828 * 0.0189414**2, rel=1e-6)
+    # full: 2 r (1 - 4 f (1 - f)) = 2 * .0189414 * (1 - 4 * .1966119) = .0080906
+    moved, _, _ = step(network, x, x_0, settings.replace(gradient="full"))
+    assert moved.item() == pytest.approx(0.75 - 0.5 * (0.0080906 + 0.1), rel=1e-6)
+
+
+@given(
+    st.floats(-4, 4), st.floats(-3, 3), st.floats(0.05, 0.95), st.floats(0, 1), st.sampled_from(KINDS), st.floats(0, 2),
+)  # fmt: skip
+def test_gradient_of_one_pixel(a, b, x, x_0, kind, lam):
+    energy, gradient = kind
+    logit = a * x + b
+    f = 1 / (1 + np.exp(-logit))
+    if energy == "squared":
+        expected_energy = (x - f) ** 2
+        expected = 2 * (x - f) * (1 - (a * f * (1 - f) if gradient == "full" else 0))
+    else:
+        expected_energy = -x * np.log(f) - (1 - x) * np.log(1 - f)
+        expected = -logit + (a * (f - x) if gradient == "full" else 0)
+    settings = config(energy=energy, gradient=gradient, lam=lam)
+    got, reconstruction, l_r = energy_gradient(Linear(a, b), pixel(x), pixel(x_0), settings)
+    sign = np.sign(np.float32(x) - np.float32(x_0))
+    assert got.item() == pytest.approx(expected + lam * sign, abs=1e-5)
+    assert reconstruction.item() == pytest.approx(f, abs=1e-6)
+    assert l_r.item() == pytest.approx(expected_energy, abs=1e-5)
+
+
+@pytest.mark.parametrize(("energy", "gradient"), KINDS)
+@pytest.mark.parametrize("soft_mask", [True, False])
+def test_a_step_is_clipped_to_the_unit_interval(energy, gradient, soft_mask):
+    settings = config(energy=energy, gradient=gradient, soft_mask=soft_mask, alpha=100.0, lam=0.0)
+    x = torch.tensor([0.9, 0.1, 0.4])[:, None, None, None]
+    network = Linear(0.5, -0.2)
+    gradient_, reconstruction, _ = energy_gradient(network, x, x, settings)
+    free = x - 100 * gradient_ * ((x - reconstruction) ** 2 if soft_mask else 1)
+    assert free.min() < 0 or free.max() > 1
+    moved, _, _ = step(network, x, x, settings)
+    np.testing.assert_allclose(moved, np.clip(free.numpy(), 0, 1), atol=1e-6)
+
+
+# --- the energy through a VAE
+
+
+def exact(vae64: VAE, x: torch.Tensor, x_0: torch.Tensor, settings: Config) -> tuple[torch.Tensor, torch.Tensor]:
+    """E and L_r of each tile in float64, from the equations."""
+    f = torch.sigmoid(vae64.decode(vae64.encode(x.double())[0]))
+    if settings.gradient == "detached":
+        f = f.detach()
+    if settings.energy == "squared":
+        l_r = ((x - f) ** 2).sum((1, 2, 3))
+    else:
+        l_r = -(x * f.log() + (1 - x) * (1 - f).log()).sum((1, 2, 3))
+    return l_r + settings.lam * (x - x_0).abs().sum((1, 2, 3)), l_r
+
+
+@pytest.mark.parametrize(("energy", "gradient"), KINDS)
+def test_the_gradient_is_that_of_the_energy(vae, vae64, energy, gradient):
+    settings = config(energy=energy, gradient=gradient, lam=0.3)
+    x_0, x = tiles(3), tiles(3, seed=1)
+    x[0, :, :8] = x_0[0, :, :8]  # where nothing has moved yet, the L1 term pulls nowhere
+    exact_x = x.double().requires_grad_()
+    e, l_r = exact(vae64, exact_x, x_0.double(), settings)
+    (expected,) = torch.autograd.grad(e.sum(), exact_x)
+    got, reconstruction, got_l_r = energy_gradient(frozen(vae), x, x_0, settings)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(got_l_r.double(), l_r.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(reconstruction, vae.reconstruct(x).detach(), rtol=1e-4, atol=1e-4)
+    assert expected.abs().mean() > 0.1
+    assert not got.requires_grad
+    assert not reconstruction.requires_grad
+    assert not got_l_r.requires_grad
+
+
+def test_the_full_gradient_agrees_with_finite_differences_and_the_detached_one_does_not(vae, vae64):
+    x_0, x = tiles(1), tiles(1, seed=1)
+    direction = torch.randn(5, 1, 16, 16, generator=torch.Generator().manual_seed(2))
+    h, slopes = 1e-5, []
+    settings = config(lam=0.3)
+    for d in direction.double():
+        high, low = (exact(vae64, x.double() + sign * h * d, x_0.double(), settings)[0].item() for sign in (1, -1))
+        slopes.append((high - low) / (2 * h))
+    full, detached = (energy_gradient(frozen(vae), x, x_0, settings.replace(gradient=kind))[0] for kind in ("full", "detached"))
+    np.testing.assert_allclose((full * direction).sum((1, 2, 3)), slopes, rtol=1e-3, atol=5e-3)
+    assert np.abs((detached * direction).sum((1, 2, 3)).numpy() - slopes).max() > 0.5
+
+
+def test_the_detached_step_only_shrinks_the_residual(vae):
+    x = tiles(4)
+    moved, reconstruction, _ = step(frozen(vae), x, tiles(4, seed=1), config(gradient="detached", lam=0.0, alpha=0.4))
+    r = x - reconstruction
+    torch.testing.assert_close(moved - reconstruction, r - 2 * 0.4 * r**3, rtol=0, atol=1e-6)
+
+
+def test_reconstruction_energy_by_hand():
+    logits, x = torch.tensor([0.0, np.log(3.0)]).view(2, 1, 1, 1), torch.tensor([1.0, 0.25]).view(2, 1, 1, 1)
+    assert reconstruction_energy(logits, x, "squared").tolist() == pytest.approx([0.25, 0.25])
+    bce = [np.log(2), -0.25 * np.log(0.75) - 0.75 * np.log(0.25)]
+    assert reconstruction_energy(logits, x, "bce").tolist() == pytest.approx(bce)
+
+
+@pytest.mark.parametrize("energy", ["squared", "bce"])
+def test_small_full_steps_never_raise_the_energy(vae, energy):
+    settings = config(energy=energy, soft_mask=False, alpha=1e-3, lam=0.0, iterations=30)
+    path = trajectory(vae, tiles(4), settings).energy(0.0)
+    assert (path.diff(dim=0) < 0).all()
+
+
+def test_lam_holds_the_image_back(vae):
+    distances = [trajectory(vae, tiles(4), config(lam=lam)).distance[-1] for lam in (0.0, 0.05, 0.2)]
+    assert (distances[0] > distances[1]).all()
+    assert (distances[1] > distances[2]).all()
+
+
+# --- the whole descent
+
+
+def one_at_a_time(vae64: VAE, x_0: torch.Tensor, settings: Config) -> tuple[torch.Tensor, np.ndarray]:
+    """The descent of one tile [1, 1, H, W] that never stops, in float64, from the equations: its frames and their L_r."""
+    x, frames, path = x_0.double(), [], []
+    for _ in range(settings.iterations + 1):
+        x = x.detach().requires_grad_()
+        e, l_r = exact(vae64, x, x_0.double(), settings)
+        frames.append(x.detach())
+        path.append(l_r.item())
+        (gradient,) = torch.autograd.grad(e.sum(), x)
+        if settings.soft_mask:
+            gradient = gradient * (x - torch.sigmoid(vae64.decode(vae64.encode(x)[0]))) ** 2
+        x = torch.clip(x - settings.alpha * gradient, 0, 1)
+    return torch.cat(frames), np.array(path)
+
+
+def stopping_steps(path: np.ndarray, stop_at: float) -> int:
+    """The first step at which the energy lies under the threshold; the last where it never does."""
+    below = path[:-1] < stop_at
+    return int(below.argmax()) if below.any() else len(path) - 1
+
+
+def clear_threshold(paths: list[np.ndarray]) -> float:
+    """An energy under which some tiles fall, after different numbers of steps, and others never, and none comes near to."""
+    last, values = len(paths[0]) - 1, np.array(paths)
+    best = (0.0, 0.0)
+    for candidate in np.linspace(values.min(), values.max(), 400):
+        steps = {stopping_steps(path, candidate) for path in paths}
+        margin = (np.abs(values - candidate) / candidate).min()
+        if last in steps and margin > 5e-4:
+            best = max(best, (len(steps), candidate))
+    return best[1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [config(), config(gradient="detached"), config(energy="bce", alpha=0.05), config(soft_mask=False, alpha=0.02)],
+    ids=["full", "detached", "bce", "unmasked"],
+)
+def test_project_and_trajectory_are_the_descent_of_each_tile(vae, vae64, monkeypatch, settings):
+    x_0 = graded(vae, 7)
+    before = x_0.clone()
+    alone = [one_at_a_time(vae64, x[None], settings) for x in x_0]
+    stop_at = clear_threshold([path for _, path in alone])
+    steps = [stopping_steps(path, stop_at) for _, path in alone]
+    assert len(set(steps)) >= 4
+    expected = torch.stack([frames[taken] for (frames, _), taken in zip(alone, steps, strict=True)]).float()
+
+    for chunk in (3, 64):  # more tiles than the window holds, and fewer
+        monkeypatch.setattr(projection, "CPU_CHUNK", chunk)
+        done = project(vae, x_0, settings, stop_at)
+        assert done.steps.tolist() == steps
+        torch.testing.assert_close(done.image, expected, rtol=0, atol=1e-4)
+
+    path = trajectory(vae, x_0, settings, stop_at)
+    assert path.frames.shape == path.reconstructions.shape == (settings.iterations + 1, *x_0.shape)
+    assert torch.equal(path.frames[0], x_0)
+    for i, taken in enumerate(steps):
+        frames, values = (a[: taken + 1] for a in alone[i])
+        np.testing.assert_allclose(path.frames[: taken + 1, i], frames, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(path.reconstruction_energy[: taken + 1, i], values, rtol=1e-3, atol=1e-3)
+        for frame in path.frames[taken:, i]:  # stopped for good
+            assert torch.equal(frame, path.frames[taken, i])
+    assert torch.equal(x_0, before)
+
+
+def test_a_trajectory_records_what_its_frames_say(vae, vae64):
+    settings = config(iterations=4)
+    x_0 = tiles(3)
+    path = trajectory(vae, x_0, settings)
+    for t, x in enumerate(path.frames):
+        e, l_r = exact(vae64, x.double(), x_0.double(), settings)
+        torch.testing.assert_close(path.reconstructions[t], vae.reconstruct(x).detach(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(path.reconstruction_energy[t].double(), l_r.detach(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(path.distance[t].double(), (x - x_0).double().abs().sum((1, 2, 3)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(path.energy(settings.lam)[t].double(), e.detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_without_iterations_nothing_moves(vae, count):
+    x_0 = tiles(count)
+    done = project(vae, x_0, config(iterations=0))
+    assert torch.equal(done.image, x_0)
+    assert done.steps.tolist() == [0] * count
+    assert torch.equal(trajectory(vae, x_0, config(iterations=0)).frames, x_0[None])
+
+
+def test_no_tiles_at_all(vae):
+    done = project(vae, tiles(0), config())
+    assert done.image.shape == (0, 1, 16, 16)
+    assert len(done.steps) == 0
+
+
+def test_a_tile_that_is_normal_already_does_not_move(vae):
+    x_0 = tiles(5)
+    done = project(vae, x_0, config(), stop_at=float("inf"))
+    assert torch.equal(done.image, x_0)
+    assert done.steps.tolist() == [0] * 5
+
+
+def test_the_order_of_the_tiles_does_not_matter(vae, monkeypatch):
+    monkeypatch.setattr(projection, "CPU_CHUNK", 4)
+    x_0, order = graded(vae, 9), torch.randperm(9, generator=torch.Generator().manual_seed(3))
+    stop_at = trajectory(vae, x_0, config()).reconstruction_energy[3].median().item() + 1e-3
+    one, other = (project(vae, x, config(), stop_at) for x in (x_0, x_0[order]))
+    assert len(one.steps.unique()) > 2
+    assert torch.equal(one.steps[order], other.steps)
+    torch.testing.assert_close(one.image[order], other.image, rtol=0, atol=1e-5)
+
+
+def test_the_network_is_left_as_it_was(vae):
+    network = copy.deepcopy(vae).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    project(network, tiles(3), config())
+    trajectory(network, tiles(3), config())
+    energies(network, tiles(3), config())
+    assert network.training
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+# --- when to stop
+
+
+@pytest.mark.parametrize("energy", ["squared", "bce"])
+@pytest.mark.parametrize(("quantile", "factor"), [(0.0, 1.0), (0.5, 1.0), (0.9, 2.0), (1.0, 0.5)])
+def test_the_stopping_energy_is_a_multiple_of_a_quantile(vae, vae64, energy, quantile, factor):
+    settings = config(energy=energy, stop_quantile=quantile, stop_factor=factor)
+    x = tiles(300)  # more than are taken at once
+    l_r = exact(vae64, x.double(), x.double(), settings)[1].detach()
+    np.testing.assert_allclose(energies(vae, x, settings), l_r, rtol=1e-4)
+    assert stopping_energy(vae, x, settings) == pytest.approx(factor * np.quantile(l_r, quantile), rel=1e-4)
+
+
+def test_without_a_quantile_no_tile_stops(vae):
+    assert stopping_energy(vae, tiles(3), config(stop_quantile=None, stop_factor=3.0)) == 0.0
+    assert project(vae, tiles(3), config(), 0.0).steps.tolist() == [12] * 3
+
+
+# --- GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("chunk", [3, 2048])
+def test_on_a_gpu_the_descent_is_the_same(vae, vae64, monkeypatch, chunk):
+    monkeypatch.setattr(projection, "CUDA_CHUNK", chunk)
+    x_0 = graded(vae, 9)
+    stop_at = clear_threshold([one_at_a_time(vae64, x[None], config())[1] for x in x_0])
+    expected = project(vae, x_0, config(), stop_at)
+    done = project(copy.deepcopy(vae).cuda(), x_0.cuda(), config(), stop_at)
+    assert done.steps.tolist() == expected.steps.tolist()
+    torch.testing.assert_close(done.image.cpu(), expected.image, rtol=0, atol=1e-3)
