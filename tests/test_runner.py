@@ -170,3 +170,14 @@ def test_data_check_counts_by_folder(data_root, capsys):
     out = capsys.readouterr().out
     assert "2  train/good" in out
     assert "1  ground_truth/bent" in out
+
+
+def test_what_a_killed_run_left_is_cleared_away(tmp_path, data_root, notebooks):
+    notebooks("01_a")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left_over = tmp_path / f".run.partial-{dead.pid}"
+    left_over.mkdir()
+    (left_over / "01_a.ipynb").write_text("half")
+    run(request(tmp_path, data_root), progress=False)
+    assert not left_over.exists()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .config import Config
 from .model import VAE, frozen
@@ -106,7 +106,7 @@ def step(vae: VAE, x: Tensor, x_0: Tensor, config: Config) -> tuple[Tensor, Tens
 @torch.no_grad()
 def energies(vae: VAE, tiles: Tensor, config: Config) -> Tensor:
     """L_r of tiles [B, C, H, W] as they are, [B], in chunks of bounded memory."""
-    vae = frozen(vae)
+    vae = frozen(vae, _precision(tiles.device))
     return torch.cat([reconstruction_energy(vae.logits(t), t, config.energy) for t in tiles.split(256)])
 
 
@@ -128,7 +128,7 @@ def trajectory(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0) ->
         tiles: x_0, [B, C, H, W] in [0, 1].
         stop_at: a tile with L_r below this moves no more (`stopping_energy`).
     """
-    vae = frozen(vae)
+    vae = frozen(vae, _precision(tiles.device))
     x, frames, pictures, terms = tiles, [], [], []
     for _ in range(config.iterations + 1):
         moved, reconstruction, l_r = step(vae, x, tiles, config)
@@ -152,7 +152,7 @@ def project(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0, *, pr
         stop_at: a tile with L_r below this moves no more (`stopping_energy`).
         progress: show a bar over tiles.
     """
-    window = _Window(frozen(vae), tiles, config, stop_at)
+    window = _Window(frozen(vae, _precision(tiles.device)), tiles, config, stop_at)
     result, steps = tiles.clone(), torch.zeros(len(tiles), dtype=torch.long, device=tiles.device)
     with tqdm(total=len(tiles), desc="projecting", unit="tile", disable=not progress) as bar:
         while window.busy():
@@ -238,6 +238,11 @@ class _Window:
         for tensor, value in zip(state, before, strict=True):
             tensor.copy_(value)
         return graph.replay
+
+
+def _precision(device: torch.device) -> torch.dtype:
+    """Of the network alone, on a GPU: fp16 has the mantissa of TensorFloat-32 in half the bytes; x and E stay in fp32."""
+    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def _chunk(device: torch.device) -> int:

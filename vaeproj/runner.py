@@ -148,6 +148,9 @@ def _commit() -> str | None:
 
 def _begin(folder: Path, staging: Path, manifest: dict[str, object]) -> dict[str, float]:
     """Start from what the same configuration and data have made already; returns its seconds."""
+    for left_over in folder.parent.glob(f".{folder.name}.partial-*"):
+        if not _alive(int(left_over.name.rsplit("-", 1)[1])):  # of a run that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
     if (folder / MANIFEST).is_file():
         known = json.loads((folder / MANIFEST).read_text())
         if all(known.get(key) == manifest[key] for key in ("fingerprint", "data", "category")):
@@ -157,10 +160,21 @@ def _begin(folder: Path, staging: Path, manifest: dict[str, object]) -> dict[str
     return {}
 
 
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def _replace(folder: Path, staging: Path) -> None:
     """Swap the finished folder in; the old one goes last."""
-    old = staging.with_name(staging.name + ".old")
+    old = staging.with_name(f".{folder.name}.old")
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     staging.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
