@@ -17,7 +17,11 @@ def table():
         else:
             span = "true, false"
         default = str(field.default).lower() if field.default is None or isinstance(field.default, bool) else field.default
-        lines.append(f"| `{field.name}` | {default} | {span} | {meta['help']} | {meta['source']} |".replace("|x - x_0|_1", "L1 distance to x_0"))
+        lines.append(
+            f"| `{field.name}` | {default} | {span} | {meta['help']} | {meta['source']} |".replace(
+                "|x - x_0|_1", "L1 distance to x_0"
+            )
+        )
     return "\n".join(lines)
 
 

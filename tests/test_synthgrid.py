@@ -146,9 +146,7 @@ def test_never_overwrites(tmp_path, occupant):
     assert tree_hash(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    "bad", [{"counts": {"test/scratch": 1}}, {"counts": {"test/good": -1}}, {"seed": -1}, {"size": 32}]
-)
+@pytest.mark.parametrize("bad", [{"counts": {"test/scratch": 1}}, {"counts": {"test/good": -1}}, {"seed": -1}, {"size": 32}])
 def test_bad_settings(tmp_path, bad):
     with pytest.raises(ValueError, match="need"):
         write(tmp_path, **bad)

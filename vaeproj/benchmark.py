@@ -16,8 +16,22 @@ from torch import Tensor
 
 from .article import BUGS, article_loop
 from .config import PRESETS, RESULTS_DIR, Config
-from .localization import METRICS, anomaly_maps, difference, evaluate, f1_at, projection_score, residual_score, smooth
-from .projection import stopping_energy
+from .crops import to_device, to_unit
+from .localization import (
+    METRICS,
+    anomaly_maps,
+    difference,
+    evaluate,
+    f1_at,
+    projection_score,
+    psnr,
+    residual_score,
+    smooth,
+    ssim_map,
+)
+from .model import frozen
+from .mvtec import load_clean
+from .projection import project, stopping_energy
 from .workspace import STOPPING_CROPS, Workspace
 
 CACHE_DIR = RESULTS_DIR / "cache"
@@ -104,6 +118,41 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
         methods[name]["seeds"] = {str(s): {k: r.smoothed[k] for k in METRICS} for s, r in zip(seeds, results, strict=True)}
         methods[name] |= {key: value for key, value in first.items() if key not in METRICS}
     return methods, {name: results[0].maps for name, results in rows.items()}
+
+
+def restoration(ws: Workspace) -> dict[str, dict[str, Tensor]]:
+    """How near each picture of a defective crop comes to the same scene without its defect (SynthGrid knows it).
+
+    One crop of every defective test image, centred on the defect.
+
+    Returns:
+        For the test image, the VAE's reconstruction and the projection: ``psnr_inside``, ``psnr_outside`` (dB),
+        ``ssim_inside``, ``ssim_outside``, each [images], over the pixels inside and outside the mask. Where image and
+        truth agree exactly the PSNR is infinite.
+    """
+    names = [name for name in ws.test.names if not name.startswith("good/")]
+    crops, masks, corners = ws.crops_at(names)
+    side = ws.config.crop_size
+    scenes = to_unit(to_device(load_clean(ws.folder, names, ws.config.image_size), ws.device))
+    clean = torch.stack([scene[..., y : y + side, x : x + side] for scene, (y, x) in zip(scenes, corners, strict=True)])
+    with torch.no_grad():
+        painted = frozen(ws.vae).reconstruct(crops)
+    pictures = {"test image": crops, "VAE": painted, "projection": project(ws.vae, crops, ws.config, ws.stop_at).image}
+    inside = masks.to(ws.device)
+    result: dict[str, dict[str, Tensor]] = {}
+    for method, picture in pictures.items():
+        similarity = ssim_map(picture, clean).mean(1)
+        row = {"psnr_inside": psnr(picture, clean, inside), "psnr_outside": psnr(picture, clean, ~inside)}
+        for key, where in (("ssim_inside", inside), ("ssim_outside", ~inside)):
+            row[key] = (similarity * where).sum((1, 2)) / where.sum((1, 2))
+        result[method] = {key: value.cpu() for key, value in row.items()}
+    return result
+
+
+def means(rows: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
+    """Mean over images of what `restoration` returns, infinite and undefined values left out; none left: no entry."""
+    kept = {m: {k: v[v.isfinite()] for k, v in row.items()} for m, row in rows.items()}
+    return {m: {k: round(v.mean().item(), 3) for k, v in row.items() if len(v)} for m, row in kept.items()}
 
 
 def table(methods: dict[str, Any]) -> str:

@@ -330,7 +330,7 @@ def restoration(names: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> F
         drawn.subplots(1, 2), (inside, outside), ("inside the mask", "outside the mask"), strict=True
     ):
         axis.boxplot(values.T, widths=0.5, medianprops={"color": "C1"}, flierprops={"ms": 3})
-        axis.plot(range(1, len(names) + 1), np.nanmean(values, 1), "D", ms=4, color="C0", label="mean")
+        axis.plot(range(1, len(names) + 1), [row.mean() if len(row) else np.nan for row in values], "D", ms=4, label="mean")
         axis.set(xticks=range(1, len(names) + 1), xticklabels=names.tolist(), ylabel="PSNR, dB", title=title)
     axis.legend()
     return drawn
