@@ -57,7 +57,7 @@ def reference(vae: VAE, z: torch.Tensor) -> torch.Tensor:
 
     side = vae.shape[-1] // 8
     h = leaky(norm(z.double() @ w["0.weight"].T + w["0.bias"], 1))
-    h = leaky(h @ w["3.weight"].T + w["3.bias"]).view(len(z), 128, side, side)
+    h = leaky(h @ w["3.weight"].T + w["3.bias"]).view(len(z), side, side, 128).permute(0, 3, 1, 2)  # channels last
     h = leaky(norm(up(h, 6), 7))
     h = leaky(norm(up(h, 9), 10))
     return up(h, 12)

@@ -40,6 +40,24 @@ def _block_weight(weight: Tensor) -> Tensor:
     return F.pixel_unshuffle(F.pad(weight, [1, 1, 1, 1]), 2)
 
 
+class _Flatten(nn.Module):
+    """Features in the order channels_last keeps them in memory, so that nothing is copied: [B, C, H, W] -> [B, H W C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+class _Unflatten(nn.Module):
+    """The inverse of `_Flatten` onto a square of ``channels``."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.shape = (side, side, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, self.shape).permute(0, 3, 1, 2)
+
+
 class VAE(nn.Module):
     """Convolutional VAE: q(z | x) = N(mean, exp(log_var)), p(x | z) = Bernoulli(sigmoid(logits)).
 
@@ -64,14 +82,14 @@ class VAE(nn.Module):
             _BlockConv2d(channels, 32, **conv), nn.BatchNorm2d(32), nn.LeakyReLU(SLOPE),
             nn.Conv2d(32, 64, **conv), nn.BatchNorm2d(64), nn.LeakyReLU(SLOPE),
             nn.Conv2d(64, 128, **conv), nn.BatchNorm2d(128), nn.LeakyReLU(SLOPE),
-            nn.Flatten(),
+            _Flatten(),
             nn.Linear(features, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.LeakyReLU(SLOPE),
         )  # fmt: skip
         self.posterior = nn.Linear(HIDDEN, 2 * latent_dim)
         self.decoder = nn.Sequential(
             nn.Linear(latent_dim, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.LeakyReLU(SLOPE),
             nn.Linear(HIDDEN, features), nn.LeakyReLU(SLOPE),
-            nn.Unflatten(1, (128, side, side)),
+            _Unflatten(128, side),
             nn.ConvTranspose2d(128, 64, **conv), nn.BatchNorm2d(64), nn.LeakyReLU(SLOPE),
             nn.ConvTranspose2d(64, 32, **conv), nn.BatchNorm2d(32), nn.LeakyReLU(SLOPE),
             _BlockConvTranspose2d(32, channels, **conv),
