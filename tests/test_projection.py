@@ -329,9 +329,11 @@ def test_without_a_quantile_no_tile_stops(vae):
 @pytest.mark.parametrize("chunk", [3, 2048])
 def test_on_a_gpu_the_descent_is_the_same(vae, vae64, monkeypatch, chunk):
     monkeypatch.setattr(projection, "CUDA_CHUNK", chunk)
+    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):  # TensorFloat-32 alone would differ by .002
+        monkeypatch.setattr(backend, "allow_tf32", False)
     x_0 = graded(vae, 9)
     stop_at = clear_threshold([one_at_a_time(vae64, x[None], config())[1] for x in x_0])
     expected = project(vae, x_0, config(), stop_at)
     done = project(copy.deepcopy(vae).cuda(), x_0.cuda(), config(), stop_at)
     assert done.steps.tolist() == expected.steps.tolist()
-    torch.testing.assert_close(done.image.cpu(), expected.image, rtol=0, atol=1e-3)
+    torch.testing.assert_close(done.image.cpu(), expected.image, rtol=0, atol=1e-4)
