@@ -205,14 +205,14 @@ def stopping_steps(path: np.ndarray, stop_at: float) -> int:
     return int(below.argmax()) if below.any() else len(path) - 1
 
 
-def clear_threshold(paths: list[np.ndarray]) -> float:
+def clear_threshold(paths: list[np.ndarray], clearance: float = 5e-4) -> float:
     """An energy under which some tiles fall, after different numbers of steps, and others never, and none comes near to."""
     last, values = len(paths[0]) - 1, np.array(paths)
     best = (0.0, 0.0)
     for candidate in np.linspace(values.min(), values.max(), 400):
         steps = {stopping_steps(path, candidate) for path in paths}
         margin = (np.abs(values - candidate) / candidate).min()
-        if last in steps and margin > 5e-4:
+        if last in steps and margin > clearance:
             best = max(best, (len(steps), candidate))
     return best[1]
 
@@ -329,11 +329,14 @@ def test_without_a_quantile_no_tile_stops(vae):
 @pytest.mark.parametrize("chunk", [3, 2048])
 def test_on_a_gpu_the_descent_is_the_same(vae, vae64, monkeypatch, chunk):
     monkeypatch.setattr(projection, "CUDA_CHUNK", chunk)
-    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):  # TensorFloat-32 alone would differ by .002
-        monkeypatch.setattr(backend, "allow_tf32", False)
     x_0 = graded(vae, 9)
-    stop_at = clear_threshold([one_at_a_time(vae64, x[None], config())[1] for x in x_0])
+    stop_at = clear_threshold([one_at_a_time(vae64, x[None], config())[1] for x in x_0], 2e-3)
+    assert stop_at > 0
     expected = project(vae, x_0, config(), stop_at)
     done = project(copy.deepcopy(vae).cuda(), x_0.cuda(), config(), stop_at)
     assert done.steps.tolist() == expected.steps.tolist()
-    torch.testing.assert_close(done.image.cpu(), expected.image, rtol=0, atol=1e-4)
+    # The network runs in fp16 there: one part in 1000 of a residual, and a pixel at x_0 may take one step of lam more.
+    difference = (done.image.cpu() - expected.image).abs()
+    assert difference.max() < 5e-3
+    assert difference.mean() < 2e-4
+    assert (expected.image - x_0).abs().mean() > 0.02
