@@ -84,7 +84,12 @@ class Config:
 
     # --- localization
     stride: int = _param(64, "localization", "distance between overlapping tiles, pixels", low=1, high=512)
-    score: str = _param("l1", "localization", "anomaly score of a pixel: |x_T - x_0| or its square", choices=("l1", "l2"))
+    score: str = _param(
+        "l1",
+        "localization",
+        "anomaly score of a pixel: |x_T - x_0|, its square, or its geometric mean with 1 - SSIM(x_T, x_0)",
+        choices=("l1", "l2", "l1_ssim"),
+    )
     sigma: float = _param(4.0, "localization", "Gaussian that smooths the anomaly map, pixels; 0: none", low=0.0, high=64.0)
 
     def __post_init__(self) -> None:
@@ -96,6 +101,13 @@ class Config:
             raise UserError(f"crop_size = {self.crop_size} is larger than image_size = {self.image_size}: make it smaller.")
         if self.stride > self.crop_size:
             raise UserError(f"stride = {self.stride} leaves gaps between tiles of {self.crop_size}: make it smaller.")
+        if self.rotation and self.crop_size * 2**0.5 > self.image_size:
+            raise UserError(
+                f"A crop of {self.crop_size} turned by 45 degrees does not fit into image_size = {self.image_size}: "
+                "enlarge image_size, or set rotation=false."
+            )
+        if int(4 * self.sigma + 0.5) >= self.image_size:
+            raise UserError(f"sigma = {self.sigma:g} is too wide for image_size = {self.image_size}: make it smaller.")
         if bool(self.steps) == bool(self.epochs):
             raise UserError(f"steps = {self.steps} and epochs = {self.epochs}: set one of the two and leave the other at 0.")
 
@@ -132,6 +144,8 @@ class Config:
     def fingerprint(self, *groups: str, data: str = "") -> str:
         """Ten hex digits that change with any field of ``groups`` (default: all) and with the data's own hash."""
         fields = [f for f in dataclasses.fields(self) if not groups or f.metadata["group"] in groups]
+        if unknown := set(groups) - {f.metadata["group"] for f in fields}:
+            raise ValueError(f"no field belongs to {', '.join(unknown)}")
         text = json.dumps({f.name: getattr(self, f.name) for f in fields} | {"data": data}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -214,6 +228,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     # The article's recipe, its bugs mended.
     "blog": _ARTICLE,
-    # The highest localization we reached with the article's network.
-    "best": {"steps": 10_000, "batch_size": 256, "learning_rate": 5e-4, "schedule": "constant", "stride": 32, "sigma": 6.0},
+    # The highest localization we reached with the article's network. Chosen without a test image: `proxy` pastes
+    # synthetic defects on held-out training images; the learning rate lies between two that did equally well there.
+    "best": {
+        "steps": 15_000,
+        "batch_size": 128,
+        "learning_rate": 3e-3,
+        "lam": 0.1,
+        "stride": 32,
+        "score": "l1_ssim",
+        "sigma": 6.0,
+    },
 }

@@ -68,12 +68,24 @@ def residual_score(vae: VAE, kind: str) -> Callable[[Tensor], Tensor]:
 
 
 def projection_score(vae: VAE, config: Config, stop_at: float = 0.0, *, progress: bool = False) -> Callable[[Tensor], Tensor]:
-    """|x_T - x_0| or its square (``config.score``): what the projection changed (paper, section 3.3)."""
-    return lambda tiles: difference(tiles, project(vae, tiles, config, stop_at, progress=progress).image, config.score)
+    """What the projection changed (paper, section 3.3), measured as ``config.score`` says."""
+
+    def score(tiles: Tensor) -> Tensor:
+        image = project(vae, tiles, config, stop_at, progress=progress).image
+        pairs = zip(tiles.split(512), image.split(512), strict=True)
+        return torch.cat([difference(a, b, config.score) for a, b in pairs])
+
+    return score
 
 
 def difference(a: Tensor, b: Tensor, kind: str) -> Tensor:
-    """Pixelwise difference of images [B, C, H, W]: ``l1``, ``l2`` or ``ssim`` (1 - SSIM)."""
+    """Pixelwise difference of images [B, C, H, W].
+
+    ``l1``, ``l2``, ``ssim`` (1 - SSIM) or ``l1_ssim``, the geometric mean of the first and the third: a change of grey
+    counts for more where it also changes the structure around it.
+    """
+    if kind == "l1_ssim":
+        return (difference(a, b, "l1") * difference(a, b, "ssim").clamp(min=0)).sqrt()
     if kind == "ssim":
         return 1 - ssim_map(a, b)
     return (a - b).abs() if kind == "l1" else (a - b).square()
