@@ -24,6 +24,7 @@ STYLE = Path(__file__).with_name("vaeproj.mplstyle")
 CHANGE = "magma"  # colour map of magnitudes: residuals, changes, anomaly maps
 SIGNED = "RdBu_r"  # of signed quantities
 FRAME_MS = 60  # of the animation
+MOST_FRAMES = 36
 HOLD_MS = 1200  # the last frame, before it starts again
 
 FIGURES: dict[str, Callable[..., Figure]] = {}
@@ -72,11 +73,11 @@ def redraw(name: str, folder: Path) -> Figure:
     return drawn
 
 
-def as_jpeg(drawn: Figure, dpi: int = 92) -> bytes:
+def as_jpeg(drawn: Figure, dpi: int = 88) -> bytes:
     """The figure as a small picture for a notebook's output."""
     buffer = io.BytesIO()
     with matplotlib.style.context(STYLE):
-        drawn.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 85})
+        drawn.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 82})
     return buffer.getvalue()
 
 
@@ -106,7 +107,7 @@ def grid(
         side: of one picture, inches.
     """
     columns = max(len(row) for row in rows)
-    drawn = Figure(figsize=(side * columns + 0.35, side * len(rows) * 1.04 + 0.2 * bool(len(column_labels))))
+    drawn = Figure(figsize=(side * columns + 0.35, side * len(rows) * 1.04 + 0.3 * bool(len(column_labels))))
     axes = drawn.subplots(len(rows), columns, squeeze=False)
     for r, row in enumerate(rows):
         cmap = maps[r] if r < len(maps) else "gray"
@@ -117,7 +118,7 @@ def grid(
                 axes[r, c].imshow(_displayable(row[c]), cmap=cmap, vmin=low, vmax=high)
         axes[r, 0].set_ylabel(row_labels[r])
     for c, label in enumerate(column_labels):
-        axes[0, c].set_title(label)
+        axes[0, c].set_title(str(label).replace("/", "\n"), fontsize=7)
     for c, mask in enumerate(outlines):
         if mask is not None and mask.any():
             axes[0, c].contour(mask.astype(float), [0.5], colors="#E69F00", linewidths=0.9)
@@ -306,9 +307,10 @@ def lam_alpha(pictures: np.ndarray, alphas: np.ndarray, lams: np.ndarray) -> Fig
 
 
 @figure
-def article_bugs(pictures: np.ndarray, names: np.ndarray) -> Figure:
-    """The same crops through the article's loop, each of its bugs mended by itself, [V, n, C, c, c]."""
-    return grid(list(pictures), names.tolist(), side=1.0)
+def article_bugs(images: np.ndarray, changes: np.ndarray, names: np.ndarray, titles: np.ndarray) -> Figure:
+    """What the article's loop changes, |x_T - x_0| [V, n, c, c], with each of its bugs by itself; one colour scale a row."""
+    maps = ["gray", *[CHANGE] * len(changes)]
+    return grid([images, *changes], ["image", *names.tolist()], titles, maps=maps, side=1.0)
 
 
 # --- 05 figures
@@ -329,8 +331,9 @@ def restoration(names: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> F
     for axis, values, title in zip(
         drawn.subplots(1, 2), (inside, outside), ("inside the mask", "outside the mask"), strict=True
     ):
-        axis.boxplot(values.T, widths=0.5, medianprops={"color": "C1"}, flierprops={"ms": 3})
-        axis.plot(range(1, len(names) + 1), [row.mean() if len(row) else np.nan for row in values], "D", ms=4, label="mean")
+        finite = [row[np.isfinite(row)] for row in values]  # infinite where a picture is the truth itself
+        axis.boxplot(finite, widths=0.5, medianprops={"color": "C1"}, flierprops={"ms": 3})
+        axis.plot(range(1, len(names) + 1), [row.mean() if len(row) else np.nan for row in finite], "D", ms=4, label="mean")
         axis.set(xticks=range(1, len(names) + 1), xticklabels=names.tolist(), ylabel="PSNR, dB", title=title)
     axis.legend()
     return drawn
@@ -407,7 +410,9 @@ def save_animation(frames: np.ndarray, image: np.ndarray, picture: np.ndarray, s
         The three files.
     """
     canvas = [_panel(image, picture, frame, f"projection, t = {t}", scale) for t, frame in enumerate(frames)]
-    shown = sorted({0, *np.unique(np.geomspace(1, len(canvas), 40).astype(int) - 1), len(canvas) - 1})
+    # Every iteration of a short descent; of a long one the early ones, where most of it happens, more densely.
+    spaced = np.geomspace(1, len(canvas), MOST_FRAMES).round().astype(int) - 1
+    shown = np.unique(spaced).tolist() if len(canvas) > MOST_FRAMES else list(range(len(canvas)))
     durations = [FRAME_MS] * (len(shown) - 1) + [HOLD_MS]
     moving = np.stack([canvas[t] for t in shown])
     gif, webp, html = (stem.with_suffix(suffix) for suffix in (".gif", ".webp", ".html"))

@@ -264,7 +264,9 @@ def _decode_item(path: Path, mask_path: Path | None, data: bytes, mask_data: byt
             f"{mask_path} is {mask.width}x{mask.height} but its image is {image.width}x{image.height}: replace the mask."
         )
     # Nearest neighbour keeps the mask binary; a smooth filter would invent half-defective pixels.
-    return pixels, (np.asarray(mask.convert("L").resize((size, size), Image.Resampling.NEAREST)) > 127).astype(np.uint8)
+    levels = np.asarray(mask.convert("L").resize((size, size), Image.Resampling.NEAREST))
+    # Some copies of the data store 255 where a pixel is defective, others 1.
+    return pixels, (levels > levels.max() // 2).astype(np.uint8)
 
 
 def _decode_all(

@@ -89,6 +89,26 @@ def run(request: Request, *, progress: bool = True) -> Path:
     return folder
 
 
+def publish(folder: Path) -> list[Path]:
+    """Take the outputs of a finished run into the project's own notebooks, so that they show what the run saw.
+
+    Raises:
+        UserError: a run of notebooks that have changed since.
+    """
+    published = []
+    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        executed, own = nbformat.read(path, as_version=4), nbformat.read(NOTEBOOK_DIR / path.name, as_version=4)
+        executed.cells = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+        if [cell.source for cell in executed.cells] != [cell.source for cell in own.cells]:
+            raise UserError(f"{path} is not a run of today's {path.name}: run the notebook again, then publish.")
+        for cell, done in zip(own.cells, executed.cells, strict=True):
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = done.outputs, done.execution_count
+        nbformat.write(own, NOTEBOOK_DIR / path.name)
+        published.append(NOTEBOOK_DIR / path.name)
+    return published
+
+
 def find_notebook(name: str) -> Path:
     """A notebook by its number or its name.
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .config import RESULTS_DIR, Config, UserError
 from .crops import CropSampler
-from .model import VAE, elbo_loss, idle_biases
+from .model import VAE, elbo_loss, has_native_bf16, idle_biases
 
 CHECKPOINT_DIR = RESULTS_DIR / "checkpoints"
 CHUNK = 50  # steps drawn and run at once, between two looks at the loss
@@ -63,13 +63,6 @@ def choose_device(name: str = "auto") -> torch.device:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.deterministic = True
     return device
-
-
-def has_native_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware; emulated, it is slower than fp32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 def batch_indices(number: int, config: Config) -> Iterator[Tensor]:
@@ -227,7 +220,7 @@ def fit(
     batches = list(batch_indices(len(images), config))
     rates = learning_rates(len(batches), config)
     history = torch.zeros(len(batches), 2)
-    marks = sorted({round(len(batches) ** (k / SNAPSHOTS)) for k in range(1, SNAPSHOTS + 1)})
+    marks = sorted({max(1, len(batches) >> k) for k in range(SNAPSHOTS)})
     snapshots = torch.zeros(len(marks), *probe.shape)
     done, spent = _resume(partial, stepper, history, snapshots)
 
