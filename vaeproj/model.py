@@ -139,6 +139,13 @@ def elbo_loss(logits: Tensor, x: Tensor, mean: Tensor, log_var: Tensor) -> tuple
     return bce, kl
 
 
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; emulated, it is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
 def idle_biases(vae: VAE) -> Iterator[tuple[nn.Module, int]]:
     """Each layer before a BatchNorm, and how many biases it has: what they add, the BatchNorm takes out again."""
     for stack in (vae.encoder, vae.decoder):
