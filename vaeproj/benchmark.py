@@ -36,7 +36,7 @@ from .workspace import STOPPING_CROPS, Workspace
 
 CACHE_DIR = RESULTS_DIR / "cache"
 LABEL_FREE_QUANTILE = 0.999  # of the training images' own anomaly maps: the threshold that needs no labels
-ARTICLE_CHUNK = 512  # tiles a call of the article's loop: the stale gradient keeps every iteration's graph
+ARTICLE_CHUNK = 64  # tiles a call of the article's loop: the stale gradient keeps the graph of every iteration
 
 Score = Callable[[Tensor], Tensor]
 
@@ -50,7 +50,7 @@ def scores(ws: Workspace) -> dict[str, Score]:
     article = config.replace(**{k: v for k, v in PRESETS["blog"].items() if k in ("energy", "alpha", "lam", "iterations")})
     article = article.replace(gradient="full", soft_mask=True, stop_quantile=None)
     stopping = config.replace(gradient="full", stop_quantile=config.stop_quantile or 0.9)
-    methods = {f"VAE residual, {kind.upper()}": residual_score(vae, kind) for kind in ("l1", "l2", "ssim")}
+    methods = {f"VAE residual, {kind.upper()}": residual_score(vae, kind) for kind in ("l1", "l2", "ssim", "l1_ssim")}
     methods |= {
         "article, as published": _article_score(ws, article, BUGS),
         "article + detached gradient": _article_score(ws, article, ("detached_gradient",)),
