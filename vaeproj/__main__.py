@@ -1,4 +1,4 @@
-"""Command line: ``python -m vaeproj run | data | figures``."""
+"""Command line: ``python -m vaeproj run | data | figures | site``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vaeproj", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="run|data|figures")
+    commands = parser.add_subparsers(required=True, metavar="run|data|figures|site")
 
     run = commands.add_parser("run", help="execute notebooks into results/<preset>/")
     run.add_argument("notebooks", nargs="*", metavar="01", help="numbers or names of notebooks (default: 01 to 05)")
@@ -44,10 +44,19 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--url", default="", help="another copy of the MVTec AD archive; its hash is verified all the same")
     data.set_defaults(command=_data)
 
+    publish = commands.add_parser("publish", help="take the outputs of a finished run into notebooks/, for committing")
+    publish.add_argument("run", metavar="DIR", help="run folder")
+    publish.set_defaults(command=_publish)
+
     figures = commands.add_parser("figures", help="draw figures of a finished run again; without a name or run, list them")
     figures.add_argument("names", nargs="*", metavar="NAME", help="default: every figure the run has")
     figures.add_argument("--run", default="", metavar="DIR", help="run folder (default: results/quick)")
     figures.set_defaults(command=_figures)
+
+    site = commands.add_parser("site", help="turn the notebooks into web pages that need no network")
+    site.add_argument("--notebooks", default="", metavar="DIR", help="their folder, or a run folder (default: notebooks)")
+    site.add_argument("--out", default="", metavar="DIR", help="default: results/site")
+    site.set_defaults(command=_site)
     return parser
 
 
@@ -67,6 +76,13 @@ def _run(arguments: argparse.Namespace) -> None:
         )
     )  # fmt: skip
     print(f"Done: {folder}")
+
+
+def _publish(arguments: argparse.Namespace) -> None:
+    from .runner import publish
+
+    for path in publish(Path(arguments.run)):
+        print(path)
 
 
 def _data(arguments: argparse.Namespace) -> None:
@@ -101,6 +117,13 @@ def _figures(arguments: argparse.Namespace) -> None:
     for name in arguments.names or sorted(p.stem for p in folder.glob("*.npz")):
         redraw(name, folder)
         print(folder / f"{name}.png")
+
+
+def _site(arguments: argparse.Namespace) -> None:
+    from .site import NOTEBOOK_DIR, build
+
+    folder = Path(arguments.notebooks) if arguments.notebooks else NOTEBOOK_DIR
+    print(build(folder, Path(arguments.out) if arguments.out else RESULTS_DIR / "site"))
 
 
 if __name__ == "__main__":
