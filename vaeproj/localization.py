@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from .config import Config
 from .crops import tile, to_unit, untile
@@ -47,8 +46,17 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     """Gaussian filter of maps [N, H, W], sigma in pixels, cut at four sigma; 0 leaves them as they are."""
     if sigma == 0:
         return maps
-    reach = int(4 * sigma + 0.5)
-    return gaussian_blur(maps[:, None], [2 * reach + 1] * 2, [sigma] * 2)[:, 0]
+    return _blur(maps[:, None], sigma, int(4 * sigma + 0.5))[:, 0]
+
+
+def _blur(x: Tensor, sigma: float, reach: int) -> Tensor:
+    """Gaussian filter of [B, C, H, W], ``reach`` pixels to each side, mirrored at the border; rows, then columns."""
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
+    flat = F.pad(x.flatten(0, 1)[:, None], [reach] * 4, mode="reflect")
+    # SSIM subtracts nearly equal means: TensorFloat-32 would leave it the difference of two roundings.
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        return F.conv2d(F.conv2d(flat, kernel), kernel.mT).view_as(x)
 
 
 def image_scores(maps: Tensor) -> Tensor:
@@ -95,7 +103,7 @@ def ssim_map(a: Tensor, b: Tensor, sigma: float = 1.5) -> Tensor:
     """Structural similarity of each pixel's 11 x 11 Gaussian neighbourhood, [B, C, H, W], at most 1 (Wang et al., 2004)."""
 
     def mean(x: Tensor) -> Tensor:
-        return gaussian_blur(x, [11, 11], [sigma, sigma])
+        return _blur(x, sigma, 5)
 
     c1, c2 = 0.01**2, 0.03**2
     mean_a, mean_b = mean(a), mean(b)
