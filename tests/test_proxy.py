@@ -1,0 +1,35 @@
+"""Synthetic defects: where the mask says, and nowhere else."""
+
+import numpy as np
+import pytest
+
+from vaeproj.proxy import KINDS, paste, proxy_split
+
+
+@pytest.fixture(scope="module")
+def images():
+    x, y = np.meshgrid(np.arange(96), np.arange(96))
+    phase = np.arange(6)[:, None, None, None]
+    return (127 + 100 * np.sin(0.6 * x + 0.3 * y + phase)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_defect_changes_pixels_under_its_mask_only(images, kind):
+    before = images[0].astype(float)
+    after, where = paste(before, kind, np.random.default_rng(0))
+    changed = np.abs(after - before)[0] > 12  # the soft edge fades beyond the mask
+    assert 0 < where.sum() < where.size / 4
+    assert changed.any()
+    assert not (changed & ~where).any()
+
+
+def test_held_out_images_are_tested_on_and_never_trained_on(images):
+    train, test, masks, names = proxy_split(images, held_out=2, copies=3)
+    assert len(train) == 4
+    assert len(test) == len(masks) == len(names) == 2 + 2 * 3
+    assert names[:2] == ["good"] * 2
+    assert not masks[:2].any()
+    assert masks[2:].any((1, 2)).all()
+    assert not any(np.array_equal(a, b) for a in train for b in test)
+    again = proxy_split(images, held_out=2, copies=3)
+    assert np.array_equal(test, again[1])
