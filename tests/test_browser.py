@@ -142,9 +142,12 @@ def test_slider_and_play_bar_change_the_picture(lab: str) -> None:
 
 def run_all(page: "playwright.Page") -> None:
     """Until a cell has a number or a star: what is asked before the kernel is connected gets lost."""
+    page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for()
     begun = page.locator(".jp-InputPrompt").filter(has_text=re.compile(r"[0-9*]"))
 
     def ask() -> bool:
+        for button in page.locator(".jp-Dialog .jp-mod-accept").all():  # such as the choice of a kernel
+            button.click()
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         with suppress(playwright.TimeoutError):
@@ -158,7 +161,6 @@ def use(page: "playwright.Page") -> None:
     idle = page.locator("#jp-main-statusbar").get_by_text("| Idle")
     picture, share = page.locator("img.vaeproj-picture"), page.locator(".vaeproj-share")
     error = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
-    idle.wait_for()
     run_all(page)
     until(lambda: bool(picture.count() or error.count()), "the panel", RUN_LIMIT)
     if error.count():

@@ -18,9 +18,10 @@ from vaeproj import explore as module
 from vaeproj import workspace
 from vaeproj.__main__ import _parser
 from vaeproj.config import Config
-from vaeproj.explore import CACHE_BYTES, KNOBS, TILE, Explorer, Panel, Setting, Sheet, explore, ladder, main
+from vaeproj.explore import CACHE_BYTES, KNOBS, Explorer, Panel, Setting, explore, ladder, main
 from vaeproj.mvtec import load_split
 from vaeproj.projection import trajectory
+from vaeproj.sheet import MAGMA, OUTLINE, TILE, Run, Sheet
 from vaeproj.workspace import Workspace
 
 SETTINGS = "image_size=32 crop_size=16 stride=8 latent_dim=8 iterations=6 alpha=2"
@@ -199,7 +200,7 @@ def test_picture_command_draws_the_same_picture(ws, explorer, tmp_path, values, 
     out = tmp_path / "picture.png"
     assert main([*words[3:], "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out)
-    expected = Sheet(explorer.run(setting), setting).draw(3)
+    expected = Sheet(explorer.run(setting), setting.caption).draw(3)
     np.testing.assert_array_equal(np.asarray(Image.open(out)), np.asarray(expected))
 
 
@@ -220,7 +221,7 @@ def test_picture_command_tells_mistakes(ws, words, capsys):
 def test_sheet_shows_image_projection_and_change(ws, explorer):
     setting = explorer.start()
     run = explorer.run(setting)
-    sheet = Sheet(run, setting)
+    sheet = Sheet(run, setting.caption)
     first, last = (np.asarray(sheet.draw(t, outline=False), dtype=int) for t in (0, 6))
     (left, top), (right, _), (_, low), _ = sheet.corners
     box = np.s_[top : top + TILE, left : left + TILE]
@@ -229,7 +230,7 @@ def test_sheet_shows_image_projection_and_change(ws, explorer):
     moved = np.s_[top : top + TILE, right : right + TILE]
     np.testing.assert_array_equal(last[moved][8::16, 8::16, 0], (run.frames[6, 0].astype(np.float32) * 255).round())
     change = np.s_[low : low + TILE, left : left + TILE]
-    assert (first[change] == module.MAGMA[0]).all()
+    assert (first[change] == MAGMA[0]).all()
     np.testing.assert_array_equal(
         last[change][8::16, 8::16].sum(2).argmax(), np.abs(run.frames[6, 0] - run.frames[0, 0]).clip(max=sheet.white).argmax()
     )
@@ -237,16 +238,16 @@ def test_sheet_shows_image_projection_and_change(ws, explorer):
 
 def test_outline_marks_the_border_of_the_mask_and_can_be_left_out(explorer):
     setting = explorer.start()
-    sheet = Sheet(explorer.run(setting), setting)
+    sheet = Sheet(explorer.run(setting), setting.caption)
     with_it, without = (np.asarray(sheet.draw(3, outline=outline)) for outline in (True, False))
     differs = (with_it != without).any(2)
     assert differs.any()
-    assert (with_it[differs] == module.OUTLINE).all()
+    assert (with_it[differs] == OUTLINE).all()
 
 
 def test_marker_stands_where_the_curve_has_the_iteration(explorer):
     setting = explorer.start()
-    sheet = Sheet(explorer.run(setting), setting)
+    sheet = Sheet(explorer.run(setting), setting.caption)
     drawn = [np.asarray(sheet.draw(t), dtype=int)[sheet.corners[3][1] + 40, sheet.corners[3][0] :] for t in (0, 3, 6)]
     x = [np.flatnonzero((np.abs(line - (213, 94, 0)).sum(1)) < 10).mean() for line in drawn]
     assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=1)
@@ -258,16 +259,16 @@ def test_marker_stands_where_the_curve_has_the_iteration(explorer):
 def test_sheet_draws_a_trajectory_that_stands_still(explorer, values):
     setting = changed(explorer.start(), **values)
     run = explorer.run(setting)
-    assert len(Sheet(run, setting).jpeg(len(run) - 1)) > 5000
+    assert len(Sheet(run, setting.caption).jpeg(len(run) - 1)) > 5000
 
 
 def test_a_static_picture_is_small_even_of_noise():
     noise = np.random.default_rng(0).random((3, 1, 128, 128)).astype(np.float16)
-    run = module.Run(noise, np.ones(3), np.ones(3), np.zeros((128, 128), bool), 0.0)
-    textured = module.Run(0.4 + 0.2 * noise, np.ones(3), np.ones(3), np.zeros((128, 128), bool), 0.0)
+    run = Run(noise, np.ones(3), np.ones(3), 0.0, np.zeros((128, 128), bool), 0.0)
+    textured = Run(0.4 + 0.2 * noise, np.ones(3), np.ones(3), 0.0, np.zeros((128, 128), bool), 0.0)
     setting = Setting("bent/000", 0, 0, Config())
-    assert len(Sheet(textured, setting).jpeg(2)) < 120_000
-    assert len(Sheet(run, setting).jpeg(2)) < 200_000
+    assert len(Sheet(textured, "noise").jpeg(2)) < 120_000
+    assert len(Sheet(run, setting.caption).jpeg(2)) < 200_000
 
 
 # --- widgets

@@ -1,6 +1,6 @@
 """The panel of notebooks 04 and 05: choose a defect, drag the crop, move a hyper-parameter, play the iterations.
 
-Three layers, of which only the last knows widgets: `Explorer` turns a `Setting` into a `Run` and keeps it, `Sheet`
+Three layers, of which only the last knows widgets: `Explorer` turns a `Setting` into a `Run` and keeps it, `sheet.Sheet`
 draws a run at an iteration, `Panel` connects both to sliders. Where nobody can move a slider (papermill, nbval,
 GitHub) `explore` shows the sheet itself. ``python -m vaeproj.explore --help`` draws one without a notebook.
 """
@@ -12,7 +12,6 @@ import asyncio
 import base64
 import dataclasses
 import html
-import io
 import shlex
 import sys
 import time
@@ -23,20 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
-import matplotlib.style
 import numpy as np
 from IPython import get_ipython
-from IPython.display import Image as Picture
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from IPython.display import Image
 from torch import Generator, Tensor
 
 from .config import Config, UserError
 from .crops import to_unit
-from .figures import CHANGE, STYLE
 from .model import frozen
 from .projection import energies, trajectory
+from .sheet import HEIGHT, THUMBNAIL, WIDTH, Run, Sheet, thumbnail
 from .workspace import STOPPING_CROPS, Workspace, synthgrid_root
 
 KNOBS = ("alpha", "lam", "iterations", "gradient", "soft_mask", "energy", "stop_quantile", "stop_factor")
@@ -51,14 +46,8 @@ LADDERS: dict[str, tuple[float, ...]] = {
 NEVER = "never"  # None on a slider: ipywidgets takes None for no choice at all
 CACHE_BYTES = 256 << 20  # of trajectories
 PAUSE = 0.08  # seconds without a further change before an answer is computed: a held key asks once
-TILE, HEAD, GAP = 256, 20, 8  # side of a picture, its title, and the space between two, pixels
-WIDTH, HEIGHT = 2 * TILE + GAP, 2 * (TILE + HEAD) + GAP + HEAD  # of a sheet
-THUMBNAIL = 240  # side of the whole image, pixels
-OUTLINE = (230, 159, 0)  # of masks, as in the figures
-MAGMA = matplotlib.colormaps[CHANGE](np.arange(256), bytes=True)[:, :3]
 CODE = '<code style="display: block; user-select: all; white-space: pre-wrap; font-size: 11px; line-height: 1.4">{}</code>'
 SHARE = f"<small>Share this setting: every figure of notebook 4, and this picture alone</small>{CODE}{CODE}"
-FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 12)
 
 
 # --- a setting and its trajectory
@@ -73,6 +62,14 @@ class Setting:
     left: int
     config: Config
 
+    @property
+    def caption(self) -> str:
+        """A setting in one short line, for under a sheet."""
+        c = self.config
+        stop = "" if c.stop_quantile is None else f", stop {c.stop_factor:g} x q {c.stop_quantile:g}"
+        mask = "" if c.soft_mask else ", no mask"
+        return f"{self.name} ({self.left}, {self.top}): α {c.alpha:g}, λ {c.lam:g}, {c.gradient}, {c.energy}{mask}{stop}"
+
     def notebook_command(self, ws: Workspace) -> str:
         """Runs notebook 04 with these hyper-parameters."""
         return f"python -m vaeproj run 04 {_flags(ws, self.config)}"
@@ -81,36 +78,6 @@ class Setting:
         """Draws what the panel shows, without a notebook."""
         where = f"{shlex.quote(self.name)} --crop {self.left} {self.top} --iteration {t}"
         return f"python -m vaeproj.explore {where} {_flags(ws, self.config)}"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One crop's trajectory, ready to be drawn.
-
-    Attributes:
-        frames: x_0 ... x_T, float16 [T + 1, C, c, c] in [0, 1].
-        reconstruction_energy, distance: L_r and |x_t - x_0|_1, [T + 1].
-        mask: bool [c, c].
-        stop_at: energy under which the crop moves no more; 0: never.
-    """
-
-    frames: np.ndarray
-    reconstruction_energy: np.ndarray
-    distance: np.ndarray
-    mask: np.ndarray
-    stop_at: float
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def first(self, count: int) -> Run:
-        """Its beginning: iterations do not depend on how many follow."""
-        return dataclasses.replace(
-            self,
-            frames=self.frames[:count],
-            reconstruction_energy=self.reconstruction_energy[:count],
-            distance=self.distance[:count],
-        )
 
 
 class Explorer:
@@ -157,15 +124,18 @@ class Explorer:
 
     def _compute(self, setting: Setting, stop_at: float) -> Run:
         i, side = self.ws.test.index(setting.name), setting.config.crop_size
-        if not 0 <= min(setting.top, setting.left) <= max(setting.top, setting.left) <= setting.config.image_size - side:
+        reach = setting.config.image_size - side
+        if not (0 <= setting.top <= reach and 0 <= setting.left <= reach):
             raise UserError(
                 f"A crop of {side} pixels at ({setting.left}, {setting.top}) reaches out of the image: "
-                f"left and top go from 0 to {setting.config.image_size - side}."
+                f"left and top go from 0 to {reach}."
             )
         within = np.s_[..., setting.top : setting.top + side, setting.left : setting.left + side]
         path = trajectory(self.vae, to_unit(self.ws.test_images[i][within])[None], setting.config, stop_at)
-        terms = (path.reconstruction_energy[:, 0].cpu().numpy(), path.distance[:, 0].cpu().numpy())
-        return Run(path.frames[:, 0].half().cpu().numpy(), *terms, self.ws.test.gt_masks[i][within] > 0, stop_at)
+        frames, l_r, distance = (
+            part[:, 0].cpu().numpy() for part in (path.frames.half(), path.reconstruction_energy, path.distance)
+        )
+        return Run(frames, l_r, distance, setting.config.lam, self.ws.test.gt_masks[i][within] > 0, stop_at)
 
 
 def _flags(ws: Workspace, config: Config) -> str:
@@ -181,119 +151,10 @@ def _flags(ws: Workspace, config: Config) -> str:
     return shlex.join(words)
 
 
-# --- drawing
-
-
-class Sheet:
-    """A run as one picture: image, projection, change, and the energy with a marker at the iteration.
-
-    What does not move is drawn once, so that a step of the play bar costs a few milliseconds.
-    """
-
-    def __init__(self, run: Run, setting: Setting) -> None:
-        self.run = run
-        self.corners = [(x, y) for y in (HEAD, TILE + 2 * HEAD + GAP) for x in (0, TILE + GAP)]
-        change = np.abs(run.frames[-1].astype(np.float32) - run.frames[0].astype(np.float32)).mean(0)
-        self.white = max(float(np.quantile(change, 0.999)), 1 / 255)
-        self.base = Image.new("RGB", (WIDTH, HEIGHT), "white")
-        self.edge = _edge(_enlarged(run.mask))
-        curve, self.rail, self.span = _energy_curve(run, setting.config.lam)
-        self.base.paste(curve, (self.corners[3][0], self.corners[3][1] - HEAD))
-        self._title(self.base, 0, "image x₀")
-        self._title(self.base, 2, f"change |xₜ − x₀|, white: {self.white:.2f}")
-        ImageDraw.Draw(self.base).text((2, self.base.height - 16), describe(setting), "#666666", FONT)
-
-    def draw(self, t: int, *, outline: bool = True) -> Image.Image:
-        """The sheet at iteration t, with or without the defect's border."""
-        sheet = self.base.copy()
-        x_0, x_t = (_grey_or_rgb(self.run.frames[i]) for i in (0, t))
-        change = np.abs(self.run.frames[t].astype(np.float32) - self.run.frames[0].astype(np.float32)).mean(0)
-        heat = MAGMA[(change * (255 / self.white)).clip(0, 255).astype(np.uint8)]
-        for corner, pixels, outlined in zip(self.corners, (x_0, x_t, heat), (True, False, True), strict=False):
-            tile = np.asarray(Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.NEAREST))
-            if outline and outlined:
-                tile = np.where(self.edge[..., None], np.uint8(OUTLINE), tile)
-            sheet.paste(Image.fromarray(tile), corner)
-        self._title(sheet, 1, f"projection xₜ, t = {t}")
-        left, top = self.corners[3][0], self.corners[3][1] - HEAD
-        x = left + round(self.rail[0] + (self.rail[1] - self.rail[0]) * t / max(len(self.run) - 1, 1))
-        ImageDraw.Draw(sheet).line([(x, top + self.span[0]), (x, top + self.span[1])], "#D55E00", 2)
-        return sheet
-
-    def jpeg(self, t: int, *, outline: bool = True) -> bytes:
-        """`draw`, encoded."""
-        buffer = io.BytesIO()
-        self.draw(t, outline=outline).save(buffer, "JPEG", quality=85)
-        return buffer.getvalue()
-
-    def _title(self, sheet: Image.Image, corner: int, text: str) -> None:
-        x, y = self.corners[corner]
-        ImageDraw.Draw(sheet).text((x + 2, y - 17), text, "black", FONT)
-
-
-def thumbnail(image: np.ndarray, mask: np.ndarray, top: int, left: int, side: int) -> bytes:
-    """A whole image [C, S, S], uint8, with its defect's border and the crop's frame, as a small JPEG."""
-    scale, size = THUMBNAIL / image.shape[-1], (THUMBNAIL, THUMBNAIL)
-    small = Image.fromarray(_grey_or_rgb(image)).resize(size, Image.Resampling.BILINEAR)
-    border = _edge(np.asarray(Image.fromarray(mask > 0).resize(size, Image.Resampling.NEAREST)))
-    small = Image.fromarray(np.where(border[..., None], np.uint8(OUTLINE), np.asarray(small)))
-    corners = [round(v * scale) for v in (left, top, left + side, top + side)]
-    ImageDraw.Draw(small).rectangle([*corners[:2], *(v - 1 for v in corners[2:])], outline="#56B4E9", width=2)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
-def _grey_or_rgb(image: np.ndarray) -> np.ndarray:
-    """[C, H, W], uint8 or in [0, 1] -> uint8 [H, W, 3]."""
-    if image.dtype != np.uint8:
-        image = (image.astype(np.float32) * 255).round().clip(0, 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0))
-
-
-def _enlarged(mask: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(mask).resize((TILE, TILE), Image.Resampling.NEAREST))
-
-
-def _edge(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a mask with a neighbour outside it."""
-    inner = np.pad(mask, 1, mode="edge")
-    return mask & ~(inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:])
-
-
-def _energy_curve(run: Run, lam: float) -> tuple[Image.Image, tuple[float, float], tuple[float, float]]:
-    """The energy and its terms over the iterations, and in its pixels the x of first and last, the y of top and bottom."""
-    with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(TILE / 100, (TILE + HEAD) / 100), dpi=100, layout="none")
-        canvas = FigureCanvasAgg(figure)
-        axes = figure.add_axes((0.16, 0.13, 0.78, 0.82))
-        last, l_r, paid = len(run) - 1, run.reconstruction_energy, lam * run.distance
-        style = {"marker": "o"} if last == 0 else {}
-        axes.plot(l_r + paid, color="black", label="$E$", **style)
-        axes.plot(l_r, color="C0", label="$L_r(x_t)$", **style)
-        axes.plot(paid, color="C2", label=r"$\lambda\,|x_t - x_0|_1$", **style)
-        if run.stop_at:
-            axes.axhline(run.stop_at, color="0.5", ls="--", lw=1, label="stops below")
-        axes.set(xlabel="iteration t", xlim=(0, max(last, 1)), ylim=(0, None))
-        axes.legend(loc="best")
-        canvas.draw()
-        (x_0, y_0), (x_1, y_1) = axes.transAxes.transform([(0, 0), (1, 1)])
-        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    return Image.fromarray(pixels.copy()), (x_0, x_1), (pixels.shape[0] - y_1, pixels.shape[0] - y_0)
-
-
-def describe(setting: Setting) -> str:
-    """A setting in one short line, for under a sheet."""
-    c = setting.config
-    stop = "" if c.stop_quantile is None else f", stop {c.stop_factor:g} x q {c.stop_quantile:g}"
-    mask = "" if c.soft_mask else ", no mask"
-    return f"{setting.name} ({setting.left}, {setting.top}): α {c.alpha:g}, λ {c.lam:g}, {c.gradient}, {c.energy}{mask}{stop}"
-
-
 # --- widgets
 
 
-def explore(ws: Workspace, name: str | None = None, *, knobs: Iterable[str] = KNOBS) -> Panel | Picture:
+def explore(ws: Workspace, name: str | None = None, *, knobs: Iterable[str] = KNOBS) -> Panel | Image:
     """The panel where somebody can use it, else its picture.
 
     Args:
@@ -308,7 +169,7 @@ def explore(ws: Workspace, name: str | None = None, *, knobs: Iterable[str] = KN
     setting = explorer.start(name)
     if _somebody_there():
         return Panel(explorer, setting, knobs)
-    return Picture(Sheet(explorer.run(setting), setting).jpeg(setting.config.iterations), format="jpeg")
+    return Image(Sheet(explorer.run(setting), setting.caption).jpeg(setting.config.iterations), format="jpeg")
 
 
 def _somebody_there() -> bool:
@@ -372,7 +233,9 @@ class Panel(widgets.HBox):
         rail = {"min": 0, "max": reach, "readout": False, "disabled": reach == 0, "tooltip": "drag the crop over the image"}
         self.x = widgets.IntSlider(layout=_layout(width=f"{THUMBNAIL}px", margin="0 2px"), **rail)
         self.y = widgets.IntSlider(orientation="vertical", layout=_layout(height=f"{THUMBNAIL}px", width="24px"), **rail)
-        self.centre = widgets.Button(description="centre defect", layout=_layout(width="106px"))
+        self.centre = widgets.Button(
+            description="centre", tooltip="centre the crop on the defect", layout=_layout(width="80px")
+        )
         self.outline = widgets.Checkbox(True, description="outline defect", indent=False, layout=_layout(width="118px"))
         self.where = widgets.HTML()
         crop = _row(_column(self.whole, self.x), self.y)
@@ -439,7 +302,7 @@ class Panel(widgets.HBox):
         try:
             setting = self.setting
             run = self.explorer.run(setting)
-            self.sheet = Sheet(run, setting)
+            self.sheet = Sheet(run, setting.caption)
         except Exception as error:  # in a callback, nobody else would see it
             self._say(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", "#b00020")
             return
@@ -468,7 +331,7 @@ class Panel(widgets.HBox):
     def _repr_mimebundle_(self, **kwargs: object) -> dict[str, object]:
         bundle = super()._repr_mimebundle_(**kwargs)
         picture = base64.b64encode(self.picture.value).decode()
-        return bundle | {"image/jpeg": picture, "text/plain": f"Panel({describe(self.shown)})"}
+        return bundle | {"image/jpeg": picture, "text/plain": f"Panel({self.shown.caption})"}
 
 
 def _layout(**style: str) -> widgets.Layout:
@@ -509,7 +372,7 @@ def main(argv: list[str] | None = None) -> int:
         t = ws.config.iterations if a.iteration is None else a.iteration
         if not 0 <= t <= ws.config.iterations:
             raise UserError(f"--iteration {t}: choose one from 0 to {ws.config.iterations}, or pass --set iterations={t}.")
-        Sheet(explorer.run(setting), setting).draw(t, outline=not a.no_outline).save(a.out)
+        Sheet(explorer.run(setting), setting.caption).draw(t, outline=not a.no_outline).save(a.out)
     except UserError as error:
         print(f"vaeproj: {error}", file=sys.stderr)
         return 2
