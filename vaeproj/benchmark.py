@@ -35,8 +35,10 @@ from .projection import project, stopping_energy
 from .workspace import STOPPING_CROPS, Workspace
 
 CACHE_DIR = RESULTS_DIR / "cache"
-LABEL_FREE_QUANTILE = 0.999  # of the training images' own anomaly maps: the threshold that needs no labels
-ARTICLE_CHUNK = 64  # tiles a call of the article's loop: the stale gradient keeps the graph of every iteration
+LABEL_FREE_QUANTILE = 0.999  # of training images' own anomaly maps: the threshold that needs no labels
+NORMAL_IMAGES = 4  # training images behind it
+# Tiles a call of the article's loop: its stale gradient keeps the graph of every iteration, about 100 MB a tile.
+ARTICLE_CHUNK = {"cpu": 32, "cuda": 256}
 
 Score = Callable[[Tensor], Tensor]
 
@@ -71,7 +73,7 @@ def _stop_at(ws: Workspace, config: Config) -> float:
 
 def _article_score(ws: Workspace, config: Config, bugs: tuple[str, ...]) -> Score:
     def score(tiles: Tensor) -> Tensor:
-        moved = torch.cat([article_loop(ws.vae, part, config, bugs) for part in tiles.split(ARTICLE_CHUNK)])
+        moved = torch.cat([article_loop(ws.vae, part, config, bugs) for part in tiles.split(ARTICLE_CHUNK[tiles.device.type])])
         return difference(tiles, moved, config.score)
 
     return score
@@ -91,7 +93,7 @@ def judge(ws: Workspace, score: Score) -> Result:
     raw = anomaly_maps(ws.test_images, score, ws.config)
     maps = smooth(raw, ws.config.sigma)
     smoothed = evaluate(maps, ws.test.gt_masks, ws.test.defects)
-    normal = smooth(anomaly_maps(ws.train_images[:8], score, ws.config), ws.config.sigma)
+    normal = smooth(anomaly_maps(ws.train_images[:NORMAL_IMAGES], score, ws.config), ws.config.sigma)
     threshold = np.quantile(normal.cpu().numpy(), LABEL_FREE_QUANTILE).item()
     smoothed |= {"label_free_threshold": threshold, "label_free_F1": f1_at(maps, ws.test.gt_masks, threshold)}
     return Result(maps, smoothed, evaluate(raw, ws.test.gt_masks, ws.test.defects, bootstrap=0))

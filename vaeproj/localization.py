@@ -43,10 +43,12 @@ def anomaly_maps(images: Tensor, score_tiles: Callable[[Tensor], Tensor], config
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian filter of maps [N, H, W], sigma in pixels, cut at four sigma; 0 leaves them as they are."""
+    """Gaussian filter of maps [N, H, W], sigma in pixels, cut at four sigma or where a small map has nothing left to mirror;
+    0 leaves them as they are.
+    """
     if sigma == 0:
         return maps
-    return _blur(maps[:, None], sigma, int(4 * sigma + 0.5))[:, 0]
+    return _blur(maps[:, None], sigma, min(int(4 * sigma + 0.5), *(side - 1 for side in maps.shape[1:])))[:, 0]
 
 
 def _blur(x: Tensor, sigma: float, reach: int) -> Tensor:
