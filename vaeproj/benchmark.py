@@ -37,7 +37,7 @@ from .workspace import STOPPING_CROPS, Workspace
 CACHE_DIR = RESULTS_DIR / "cache"
 LABEL_FREE_QUANTILE = 0.999  # of training images' own anomaly maps: the threshold that needs no labels
 NORMAL_IMAGES = 4  # training images behind it
-# Tiles a call of the article's loop: its stale gradient keeps the graph of every iteration, about 100 MB a tile.
+# Tiles a call of the article's loop: its stale gradient keeps the graph of every iteration in memory.
 ARTICLE_CHUNK = {"cpu": 32, "cuda": 256}
 
 Score = Callable[[Tensor], Tensor]
