@@ -61,3 +61,12 @@ def test_every_bug_changes_the_result(vae, tiles):
     mended = article_loop(vae, tiles, config, ())
     for bug in BUGS:
         assert (article_loop(vae, tiles, config, (bug,)) - mended).abs().max() > 1e-3, bug
+
+
+@pytest.mark.parametrize("bugs", [(), *((bug,) for bug in BUGS), BUGS, BUGS[1:]])
+def test_saturated_pixels_give_a_picture_whatever_the_bugs(vae, tiles, bugs):
+    """The swapped gradient divides by x (1 - x): at 0 and 1 it overflows, and what comes out must still be a picture."""
+    hard = (tiles > 0.5).float()
+    result = article_loop(vae, hard, CONFIG.replace(energy="bce", alpha=5.0, iterations=16), bugs)
+    assert result.isfinite().all()
+    assert 0 <= result.min() <= result.max() <= 1

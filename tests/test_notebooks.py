@@ -1,5 +1,6 @@
 """Every notebook runs with preset `ci`, and its marked cells print what the committed notebook shows."""
 
+import os
 import re
 import subprocess
 import sys
@@ -19,16 +20,34 @@ def read(path):
     return nbformat.read(path, as_version=4)
 
 
+def nbval(path):
+    """Run a notebook and compare its marked cells, in a pytest of its own."""
+    options = [
+        "--nbval-lax",
+        "--nbval-current-env",
+        "--nbval-cell-timeout=300",
+        "-q",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:cacheprovider",
+    ]
+    # One thread: beside another test process, two threads that wait for each other are many times slower than one.
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "--rootdir", str(path.parent), "-c", "/dev/null", str(path)],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT_ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_with_preset_ci_and_marked_cells_agree(path, tmp_path):
     prepared = tmp_path / path.name
     parameters = Request(preset="ci", device="cpu").parameters(tmp_path / "out")
     papermill.execute_notebook(str(path), str(prepared), parameters, prepare_only=True, progress_bar=False)
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "-q"]
-    done = subprocess.run(
-        [*command, "-p", "no:xdist", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "-c", "/dev/null", str(prepared)],
-        capture_output=True, text=True, cwd=PROJECT_ROOT,
-    )  # fmt: skip
+    done = nbval(prepared)
     assert done.returncode == 0, done.stdout[-4000:]
 
 
@@ -77,9 +96,6 @@ def test_a_changed_marked_output_is_noticed(tmp_path):
     notebook.cells[0].outputs = []
     path = tmp_path / "altered.ipynb"
     nbformat.write(notebook, path)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:xdist", "-c", "/dev/null", str(path)],
-        capture_output=True, text=True, cwd=PROJECT_ROOT,
-    )  # fmt: skip
+    done = nbval(path)
     assert done.returncode == 1
     assert "50" in done.stdout
