@@ -25,6 +25,7 @@ CHANGE = "magma"  # colour map of magnitudes: residuals, changes, anomaly maps
 SIGNED = "RdBu_r"  # of signed quantities
 FRAME_MS = 60  # of the animation
 MOST_FRAMES = 36
+PANEL = 256  # side of one of its three pictures, about, pixels
 HOLD_MS = 1200  # the last frame, before it starts again
 
 FIGURES: dict[str, Callable[..., Figure]] = {}
@@ -397,35 +398,35 @@ def ablation(**curves: np.ndarray) -> Figure:
 # --- animation
 
 
-def save_animation(frames: np.ndarray, image: np.ndarray, picture: np.ndarray, stem: Path, *, scale: int = 2) -> list[Path]:
+def save_animation(frames: np.ndarray, image: np.ndarray, picture: np.ndarray, stem: Path) -> list[Path]:
     """The projection under way as GIF, WebP and an HTML player with a play bar, beside the image and its reconstruction.
 
     Args:
         frames: x_0 ... x_T, [T + 1, C, c, c] in [0, 1].
         image, picture: x_0 and f(x_0), [C, c, c].
         stem: path without ending.
-        scale: each pixel is drawn as scale x scale.
 
     Returns:
         The three files.
     """
-    canvas = [_panel(image, picture, frame, f"projection, t = {t}", scale) for t, frame in enumerate(frames)]
+    canvas = [_panel(image, picture, frame, f"projection, t = {t}") for t, frame in enumerate(frames)]
     # Every iteration of a short descent; of a long one the early ones, where most of it happens, more densely.
     spaced = np.geomspace(1, len(canvas), MOST_FRAMES).round().astype(int) - 1
     shown = np.unique(spaced).tolist() if len(canvas) > MOST_FRAMES else list(range(len(canvas)))
     durations = [FRAME_MS] * (len(shown) - 1) + [HOLD_MS]
     moving = np.stack([canvas[t] for t in shown])
     gif, webp, html = (stem.with_suffix(suffix) for suffix in (".gif", ".webp", ".html"))
-    iio.imwrite(gif, moving, duration=durations, loop=0)
+    # A GIF packs even areas well and noise badly: 64 levels look the same and take well under half the bytes.
+    iio.imwrite(gif, (moving[..., 0] if len(image) == 1 else moving) & 0xFC, duration=durations, loop=0)
     iio.imwrite(webp, moving, duration=durations, loop=0, quality=80)
     html.write_text(_player([canvas[t] for t in shown], shown))
     return [gif, webp, html]
 
 
-def _panel(image: np.ndarray, picture: np.ndarray, frame: np.ndarray, caption: str, scale: int) -> np.ndarray:
+def _panel(image: np.ndarray, picture: np.ndarray, frame: np.ndarray, caption: str) -> np.ndarray:
     """uint8 [h, w, 3]: three pictures side by side, a caption over each."""
     pictures = [np.atleast_3d((_displayable(a).clip(0, 1) * 255).round().astype(np.uint8)) for a in (image, picture, frame)]
-    side, gap, head = pictures[0].shape[0] * scale, 4, 18
+    side, gap, head = pictures[0].shape[0] * max(1, PANEL // pictures[0].shape[0]), 4, 18
     sheet = Image.new("RGB", (3 * side + 2 * gap, side + head), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (pixels, text) in enumerate(zip(pictures, ("test image", "VAE reconstruction", caption), strict=True)):
