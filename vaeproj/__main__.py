@@ -1,4 +1,4 @@
-"""Command line: ``python -m vaeproj run | data | figures | site``."""
+"""Command line: ``python -m vaeproj run | data | figures | site | publish``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vaeproj", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="run|data|figures|site")
+    commands = parser.add_subparsers(required=True, metavar="run|data|figures|site|publish")
 
     run = commands.add_parser("run", help="execute notebooks into results/<preset>/")
     run.add_argument("notebooks", nargs="*", metavar="01", help="numbers or names of notebooks (default: 01 to 05)")
