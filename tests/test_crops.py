@@ -206,12 +206,39 @@ def test_the_centred_crop_is_the_nearest_to_the_defect_inside_the_image(data, he
     for _ in range(data.draw(st.integers(1, 3))):
         mask[data.draw(st.integers(0, height - 1)) :, data.draw(st.integers(0, width - 1))] = 1
     corner = centred_crop(torch.zeros(1, height, width), mask, crop)
-    for start, side, centre in zip(corner, (height, width), np.argwhere(mask.numpy()).mean(0), strict=True):
+    regions = regions_of({tuple(at) for at in np.argwhere(mask.numpy()).tolist()})
+    largest = [np.array(sorted(r)) for r in regions if len(r) == max(map(len, regions))]
+    # Of equally large regions any may be chosen: the one whose centre the crop comes nearest to is looked at.
+    middle = [start + (crop - 1) / 2 for start in corner]
+    region = min(largest, key=lambda r: np.abs(r.mean(0) - middle).sum())
+    for start, side, centre in zip(corner, (height, width), region.mean(0), strict=True):
         distances = [abs(s + (crop - 1) / 2 - centre) for s in range(side - crop + 1)]
         assert isinstance(start, int)
         assert 0 <= start <= side - crop
         assert distances[start] <= min(distances) + 1e-4
         assert start - 0.5 <= centre <= start + crop - 0.5  # the centre lies in the crop
+
+
+def regions_of(pixels: set[tuple[int, int]]) -> list[set[tuple[int, int]]]:
+    """The 8-connected regions of a set of pixels, by flooding."""
+    left, regions = set(pixels), []
+    while left:
+        region, front = set(), [left.pop()]
+        while front:
+            y, x = front.pop()
+            region.add((y, x))
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= near
+            front += near
+        regions.append(region)
+    return regions
+
+
+def test_of_two_defects_far_apart_the_larger_is_in_the_crop():
+    mask = torch.zeros(64, 64)
+    mask[2:6, 2:6] = mask[50:56, 50:58] = 1
+    top, left = centred_crop(torch.zeros(1, 64, 64), mask, 16)
+    assert mask[top : top + 16, left : left + 16].sum() == 48
 
 
 def test_an_empty_mask_gives_the_middle():

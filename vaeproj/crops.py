@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from .config import Config
@@ -118,14 +119,17 @@ def untile(tiles: Tensor, height: int, width: int, stride: int) -> Tensor:
 
 
 def centred_crop(image: Tensor, mask: Tensor, crop_size: int) -> tuple[int, int]:
-    """Top and left of the crop whose centre is nearest to that of the mask's defect, inside the image.
+    """Top and left of the crop whose centre is nearest to that of the mask's largest region, inside the image.
+
+    A defective image may hold several defects far apart; the centre of them all would show none.
 
     Args:
         image: [..., H, W].
         mask: [H, W]; an empty one gives the middle of the image.
     """
     height, width = image.shape[-2:]
-    where = mask.nonzero().float()
-    cy, cx = (where.mean(0) + 0.5).tolist() if len(where) else (height / 2, width / 2)  # pixel 0 spans 0 to 1
-    top, left = (round(c - crop_size / 2) for c in (cy, cx))
+    labels, _ = ndimage.label(mask.cpu().numpy(), structure=np.ones((3, 3)))
+    sizes = np.bincount(labels.ravel())[1:]
+    where = np.argwhere(labels == sizes.argmax() + 1) if len(sizes) else np.array([[(height - 1) / 2, (width - 1) / 2]])
+    top, left = (round(c + 0.5 - crop_size / 2) for c in where.mean(0).tolist())  # pixel 0 spans 0 to 1
     return min(max(top, 0), height - crop_size), min(max(left, 0), width - crop_size)

@@ -152,11 +152,12 @@ class Workspace:
         return Image(figures.as_jpeg(figures.save(name, self.out / "figures", self.fingerprint, **arrays)))
 
     def record(self, **metrics: object) -> None:
-        """Lay metrics into ``out/metrics.json``, over those of the same name."""
+        """Lay metrics into ``out/metrics.json``, over those of the same name; nan is written as null."""
         path = self.out / "metrics.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         self.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(known | metrics, indent=1, sort_keys=True) + "\n")
+        plain = json.loads(json.dumps(metrics), parse_constant=lambda _: None)  # JSON has no word for nan
+        path.write_text(json.dumps(known | plain, indent=1, sort_keys=True) + "\n")
 
     def _make_synthgrid(self) -> None:
         if self.folder.parent == synthgrid_root(self.config):
