@@ -36,8 +36,8 @@ def test_every_preset_builds_and_is_read_in_full(preset):
     assert config.to_dict() == Config().to_dict() | PRESETS[preset]
 
 
-def test_presets_are_the_four_promised_and_quick_is_the_default():
-    assert list(PRESETS) == ["ci", "quick", "blog", "best"]
+def test_presets_are_the_promised_and_quick_is_the_default():
+    assert list(PRESETS) == ["ci", "quick", "half", "blog", "best"]
     assert Config.from_preset("quick") == Config()
 
 
