@@ -235,7 +235,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The article's recipe, its bugs mended.
     "blog": _ARTICLE,
-    # The highest localization we reached with the article's network. Chosen without a test image: `proxy` pastes
+    # For the highest localization with the article's network. Chosen without a test image: `proxy` pastes
     # synthetic defects on held-out training images; the learning rate lies between two that did equally well there.
     "best": {
         "steps": 12_000,
