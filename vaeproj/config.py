@@ -122,9 +122,9 @@ class Config:
         """
         if preset not in PRESETS:
             raise UserError(f"There is no preset '{preset}'; choose one of {', '.join(PRESETS)}.")
-        values = PRESETS[preset] | parse_settings(settings)
-        # The two ways to say how long to train exclude each other: naming one replaces the preset's other.
         asked = parse_settings(settings)
+        values = PRESETS[preset] | asked
+        # The two ways to say how long to train exclude each other: naming one replaces the preset's other.
         if asked.get("steps") and "epochs" not in asked:
             values["epochs"] = 0
         if asked.get("epochs") and "steps" not in asked:

@@ -253,6 +253,3 @@ class _Echo:
 
     def flush(self) -> None:
         self.bar.refresh() if self.every < 1 else None
-
-    def fileno(self) -> int:
-        raise OSError("not a file")
