@@ -29,7 +29,7 @@ from torch import Generator, Tensor
 
 from .config import Config, UserError
 from .crops import to_unit
-from .model import frozen
+from .model import frozen_for_one
 from .projection import energies, trajectory
 from .sheet import HEIGHT, THUMBNAIL, WIDTH, Run, Sheet, thumbnail
 from .workspace import STOPPING_CROPS, Workspace, synthgrid_root
@@ -90,7 +90,7 @@ class Explorer:
 
     def __init__(self, ws: Workspace, limit: int = CACHE_BYTES) -> None:
         self.ws, self.limit = ws, limit
-        self.vae = frozen(ws.vae)
+        self.vae = frozen_for_one(ws.vae) if ws.device.type == "cpu" else ws.vae
         self.runs: OrderedDict[tuple[object, ...], Run] = OrderedDict()
         self._energies: dict[str, Tensor] = {}
 
@@ -119,7 +119,7 @@ class Explorer:
             return 0.0
         if config.energy not in self._energies:
             crops = self.ws.sampler.sample(STOPPING_CROPS, Generator().manual_seed(config.seed))
-            self._energies[config.energy] = energies(self.vae, crops, config)
+            self._energies[config.energy] = energies(self.ws.vae, crops, config)
         return config.stop_factor * self._energies[config.energy].quantile(config.stop_quantile).item()
 
     def _compute(self, setting: Setting, stop_at: float) -> Run:

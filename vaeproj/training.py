@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -62,7 +64,20 @@ def choose_device(name: str = "auto") -> torch.device:
     # TensorFloat-32 for what stays in fp32, and kernels whose sums have one order: the same bits in every run.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.deterministic = True
+    if device.type == "cpu":
+        _keep_freed_memory()
     return device
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep large blocks that are freed. It gives them back to the system, and a training step, which frees its
+    gradients, spends nearly half its time on asking for the same pages again (`benchmarks/README.md`).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+        libc.mallopt(m_mmap_max, 0)  # no block apart from the heap ...
+        libc.mallopt(m_trim_threshold, -1)  # ... and the heap never shrinks
 
 
 def batch_indices(number: int, config: Config) -> Iterator[Tensor]:
