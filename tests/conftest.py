@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vaeproj import projection
 from vaeproj.config import UserError
 from vaeproj.model import VAE
 
@@ -78,6 +79,13 @@ def category(tmp_path: Path) -> Path:
     (folder / "train/good/more").mkdir()
     (folder / "train/good/old.png").mkdir()
     return folder
+
+
+@pytest.fixture
+def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Projections on the CPU in fp32, which can be held against formulas, whatever the processor would do faster."""
+    usual = projection._precision
+    monkeypatch.setattr(projection, "_precision", lambda device: torch.float32 if device.type == "cpu" else usual(device))
 
 
 @pytest.fixture(scope="session")

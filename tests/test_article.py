@@ -7,6 +7,8 @@ from vaeproj.article import BUGS, article_loop
 from vaeproj.config import Config
 from vaeproj.projection import project
 
+pytestmark = pytest.mark.usefixtures("in_fp32")
+
 CONFIG = Config(image_size=64, crop_size=16, stride=16, latent_dim=4, alpha=0.3, lam=0.05, iterations=6)
 
 

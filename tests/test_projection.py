@@ -13,6 +13,8 @@ from vaeproj.config import Config
 from vaeproj.model import VAE, frozen
 from vaeproj.projection import energies, energy_gradient, project, reconstruction_energy, step, stopping_energy, trajectory
 
+pytestmark = pytest.mark.usefixtures("in_fp32")
+
 KINDS = [(energy, gradient) for energy in ("squared", "bce") for gradient in ("full", "detached")]
 
 
@@ -302,6 +304,16 @@ def test_the_network_is_left_as_it_was(vae):
     assert network.training
     assert all(p.requires_grad and p.grad is None for p in network.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_half_the_bytes_hardly_change_where_the_descent_ends(vae, monkeypatch):
+    x_0 = graded(vae, 7)
+    exact = project(vae, x_0, config()).image
+    monkeypatch.setattr(projection, "_precision", lambda _: torch.bfloat16)
+    half = project(vae, x_0, config()).image
+    assert half.dtype == torch.float32
+    moved, difference = (exact - x_0).norm(), (half - exact).norm()
+    assert 0 < difference < 0.03 * moved
 
 
 # --- when to stop

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .config import Config
-from .model import VAE, frozen
+from .model import VAE, frozen, has_native_bf16
 
 CPU_CHUNK = 64  # tiles worked on at once
 CUDA_CHUNK = 2048
@@ -241,8 +241,12 @@ class _Window:
 
 
 def _precision(device: torch.device) -> torch.dtype:
-    """Of the network alone, on a GPU: fp16 has the mantissa of TensorFloat-32 in half the bytes; x and E stay in fp32."""
-    return torch.float16 if device.type == "cuda" else torch.float32
+    """Of the network alone; x and E stay in fp32. On a GPU fp16, which has the mantissa of TensorFloat-32 in half the bytes;
+    on a CPU bf16 where it is native. `benchmarks/README.md` has what either does to the maps.
+    """
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if has_native_bf16(device) else torch.float32
 
 
 def _chunk(device: torch.device) -> int:
