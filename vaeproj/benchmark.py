@@ -51,7 +51,13 @@ def scores(ws: Workspace) -> dict[str, Score]:
     config, vae = ws.config, ws.vae
     article = config.replace(**{k: v for k, v in PRESETS["blog"].items() if k in ("energy", "alpha", "lam", "iterations")})
     article = article.replace(gradient="full", soft_mask=True, stop_quantile=None)
-    stopping = config.replace(gradient="full", stop_quantile=config.stop_quantile or 0.9)
+    quantile = 0.9 if config.stop_quantile is None else config.stop_quantile
+    projections = {
+        "projection, detached": config.replace(gradient="detached", stop_quantile=None),
+        "projection, full": config.replace(gradient="full", stop_quantile=None),
+        "projection, full, stopped": config.replace(gradient="full", stop_quantile=quantile),
+        "preset's own": config,
+    }
     methods = {f"VAE residual, {kind.upper()}": residual_score(vae, kind) for kind in ("l1", "l2", "ssim", "l1_ssim")}
     methods |= {
         "article, as published": _article_score(ws, article, BUGS),
@@ -59,11 +65,10 @@ def scores(ws: Workspace) -> dict[str, Score]:
         "article + swapped BCE": _article_score(ws, article, ("swapped_bce",)),
         "article + stale gradient": _article_score(ws, article, ("stale_gradient",)),
         "article, mended": projection_score(vae, article),
-        "projection, detached": projection_score(vae, config.replace(gradient="detached")),
-        "projection, full": projection_score(vae, config.replace(gradient="full", stop_quantile=None)),
-        "projection, full, stopped": projection_score(vae, stopping, _stop_at(ws, stopping)),
     }
-    return methods | {"preset's own": projection_score(vae, config, ws.stop_at)}
+    # The preset's own is mostly one of the rows above it: the same function then, to be judged once.
+    by_config = {c: projection_score(vae, c, _stop_at(ws, c)) for c in projections.values()}
+    return methods | {name: by_config[c] for name, c in projections.items()}
 
 
 def _stop_at(ws: Workspace, config: Config) -> float:
@@ -109,8 +114,10 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
     rows: dict[str, list[Result]] = {}
     for seed in seeds:
         chosen = ws.reconfigured(seed=seed)
-        for name, score in scores(chosen).items():
-            result = judge(chosen, score)
+        named = scores(chosen)
+        judged = {score: judge(chosen, score) for score in dict.fromkeys(named.values())}
+        for name, score in named.items():
+            result = judged[score]
             rows.setdefault(name, []).append(result if seed == seeds[0] else replace(result, maps=result.maps[:0]))
     methods: dict[str, Any] = {}
     for name, results in rows.items():

@@ -1,0 +1,112 @@
+"""Methods side by side: each row is what its own maps say, means are means over seeds, an ablation is computed once."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from vaeproj import benchmark, workspace
+from vaeproj.benchmark import ablate, compare, means, save_maps, sweep, table
+from vaeproj.localization import METRICS, anomaly_maps, smooth
+from vaeproj.mvtec import load_split
+from vaeproj.projection import project
+from vaeproj.workspace import Workspace
+
+SETTINGS = "image_size=32 crop_size=16 stride=8 latent_dim=8 iterations=3 alpha=2 sigma=1"
+SEEDS = [5, 6]
+
+
+@pytest.fixture
+def open_ws(category, seasoned_vae, monkeypatch, tmp_path):
+    """Opens the small category; each seed has a VAE of its own that needs no training."""
+    monkeypatch.setattr(workspace, "load_split", partial(load_split, cache=None))
+    monkeypatch.setattr(Workspace, "trained", property(lambda ws: SimpleNamespace(vae=seasoned_vae(seed=ws.config.seed))))
+    monkeypatch.setattr(benchmark, "CACHE_DIR", tmp_path / "cache")
+    return lambda more="": Workspace.open("quick", f"{SETTINGS} {more}", str(category.parent), "mesh", "cpu")
+
+
+def smoothed_maps(ws, seed):
+    """Maps of the projection, made without `benchmark`."""
+    chosen = ws.reconfigured(seed=seed)
+
+    def score(tiles):
+        return (tiles - project(chosen.vae, tiles, chosen.config, chosen.stop_at).image).abs()
+
+    return smooth(anomaly_maps(ws.test_images, score, ws.config), ws.config.sigma)
+
+
+def test_a_row_is_what_its_maps_say_and_a_mean_over_seeds(open_ws):
+    ws = open_ws("seed=5")
+    methods, maps = compare(ws, SEEDS)
+    own, truth = methods["preset's own"], ws.test.gt_masks.ravel() > 0
+    for seed in SEEDS:
+        expected = smoothed_maps(ws, seed)
+        row = own["seeds"][str(seed)]
+        assert row["pixel_AUROC"] == pytest.approx(roc_auc_score(truth, expected.ravel()), abs=1e-6)
+        assert row["pixel_AP"] == pytest.approx(average_precision_score(truth, expected.ravel()), abs=1e-6)
+    torch.testing.assert_close(maps["preset's own"], smoothed_maps(ws, 5))
+    for row in methods.values():
+        for key in METRICS:
+            assert row[key] == pytest.approx(np.mean([row["seeds"][str(seed)][key] for seed in SEEDS]))
+    assert own["seeds"]["5"] != own["seeds"]["6"]
+    assert own["raw"]["pixel_AUROC"] != own["pixel_AUROC"]
+    lines = table(methods).splitlines()
+    assert len(lines) == 2 + len(methods)
+    assert f"{own['pixel_AP']:.4f}" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "twin"),
+    [
+        ("", "projection, full"),
+        ("gradient=detached", "projection, detached"),
+        ("stop_quantile=0", "projection, full, stopped"),
+        ("stop_quantile=0.5 stop_factor=2", "projection, full, stopped"),
+    ],
+)
+def test_the_presets_own_is_the_row_it_should_be(open_ws, settings, twin):
+    ws = open_ws(settings)
+    named = benchmark.scores(ws)
+    assert named["preset's own"] is named[twin]
+    assert list(named)[-1] == "preset's own"
+    others = [score for name, score in named.items() if name not in ("preset's own", twin)]
+    assert len({*others, named[twin]}) == len(named) - 1
+
+
+def test_every_method_says_something_else(open_ws):
+    ws = open_ws()
+    tiles = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    named = benchmark.scores(ws)
+    del named["preset's own"]
+    made = {name: score(tiles) for name, score in named.items()}
+    assert all(score.shape == tiles.shape and score.isfinite().all() for score in made.values())
+    names = list(made)
+    alike = {(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if torch.equal(made[a], made[b])}
+    assert not alike
+
+
+def test_an_ablation_is_computed_once(open_ws, monkeypatch):
+    ws = open_ws()
+    first = sweep(ws, "alpha", [0.5, 2.0])
+    assert first["pixel_AUROC"][1] == pytest.approx(ablate(ws, {})["pixel_AUROC"])
+    assert first["pixel_AUROC"][0] != first["pixel_AUROC"][1]
+    monkeypatch.setattr(benchmark, "projection_score", None)  # whoever computes again fails
+    assert sweep(ws, "alpha", [0.5, 2.0]) == first
+
+
+def test_what_has_no_finite_value_has_no_mean():
+    values = {"psnr": torch.tensor([20.0, float("inf"), 30.0]), "ssim": torch.tensor([float("nan")])}
+    assert means({"VAE": values}) == {"VAE": {"psnr": 25.0}}
+
+
+def test_maps_are_kept_with_their_names(tmp_path):
+    maps = torch.tensor([[[0.0, 1.0]], [[2.0, 4.0]]])
+    save_maps(maps, ["bent/000", "good/001"], tmp_path / "new")
+    kept = np.load(tmp_path / "new/anomaly_maps.npz")
+    assert kept["maps"].dtype == np.float16
+    np.testing.assert_array_equal(kept["maps"], maps)
+    assert kept["names"].tolist() == ["bent/000", "good/001"]
+    assert sorted(p.name for p in (tmp_path / "new").glob("*.png")) == ["bent_000.png", "good_001.png"]
