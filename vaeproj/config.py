@@ -57,12 +57,12 @@ class Config:
     latent_dim: int = _param(512, "model", "dimensions z of the latent space", low=1, high=4096, source="article")
 
     # --- training
-    steps: int = _param(500, "training", "optimizer steps on full batches; 0: count epochs instead", low=0, high=10**7)
+    steps: int = _param(1000, "training", "optimizer steps on full batches; 0: count epochs instead", low=0, high=10**7)
     epochs: int = _param(
         0, "training", "passes over the images, one crop each, last batch short; 0: count steps", low=0, high=10**6
     )
     batch_size: int = _param(64, "training", "crops a step", low=2, high=8192)
-    learning_rate: float = _param(1e-3, "training", "Adam's step size (the peak, with one_cycle)", low=0.0, high=1.0)
+    learning_rate: float = _param(2e-3, "training", "Adam's step size (the peak, with one_cycle)", low=0.0, high=1.0)
     schedule: str = _param("one_cycle", "training", "learning rate over the steps", choices=("constant", "one_cycle"))
     seed: int = _param(42, "training", "seed of weights, crops and latent noise", low=0, high=2**31 - 1, source="article")
 
