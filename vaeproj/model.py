@@ -161,10 +161,10 @@ def frozen(vae: VAE, dtype: torch.dtype = torch.float32) -> VAE:
     It computes what the original computes in eval mode, with fewer passes over the activations.
 
     Args:
-        vae: one that is frozen already, in this precision, is returned as it is.
+        vae: one that is frozen already is returned as it is, in the precision it has.
         dtype: precision of weights and activations; folding happens in fp32.
     """
-    if vae.posterior.weight.dtype == dtype and not any(isinstance(m, nn.BatchNorm2d) for m in vae.modules()):
+    if not any(isinstance(m, nn.BatchNorm2d) for m in vae.modules()):
         return vae
     vae = copy.deepcopy(vae).eval().requires_grad_(False)
     for stack in (vae.encoder, vae.decoder):
