@@ -83,6 +83,7 @@ def pixels(data):
 # --- trajectories
 
 
+@pytest.mark.usefixtures("in_fp32")
 def test_run_is_the_projection_of_that_crop(ws, explorer):
     setting = Setting("bent/004", 3, 7, ws.config)
     run = explorer.run(setting)
