@@ -30,7 +30,7 @@ def anomaly_maps(images: Tensor, score_tiles: Callable[[Tensor], Tensor], config
         score_tiles: tiles [B, C, crop, crop] in [0, 1] -> anomaly score of each pixel, alike.
 
     Returns:
-        float32 [N, H, W]: the mean over channels and over the tiles that hold a pixel.
+        float32 [N, H, W]: the mean over channels and, weighted, over the tiles that hold a pixel (`crops.untile`).
     """
     height, width = images.shape[-2:]
     tiles_each = tile(images[:1], config.crop_size, config.stride).shape[1]
