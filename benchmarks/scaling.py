@@ -115,7 +115,7 @@ def main() -> None:
         values = [point["value"] for point in points]
         for axes, key, label in ((upper, "time", PANELS[panel]), (lower, "peak_MiB", "peak memory, MiB")):
             axes.plot(values, [point[key] for point in points], "o-", markersize=3)
-            axes.set(ylabel=label, ylim=(0, None))
+            axes.set(ylabel=label, ylim=(0, 1.1 * max(point[key] for point in points)))
         lower.set_xlabel(panel)
     figure.savefig(bench.options.out / "scaling.png", dpi=150)
     bench.finish(

@@ -36,7 +36,7 @@ class Sizes(NamedTuple):
     curve: int
 
 
-SIZES = {"small": Sizes(2, 1, 2, 1, 2), "cpu": Sizes(4, 1, 4, 3, 4), "cuda": Sizes(6, 500, 1000, 3, 500)}
+SIZES = {"small": Sizes(2, 1, 2, 1, 2), "cpu": Sizes(4, 2, 12, 3, 12), "cuda": Sizes(6, 500, 1000, 3, 500)}
 
 
 def article_seconds(bench: Bench, config: Config, channels: int, epochs: int) -> list[float]:

@@ -53,6 +53,12 @@ def test_a_row_is_what_its_maps_say_and_a_mean_over_seeds(open_ws):
             assert row[key] == pytest.approx(np.mean([row["seeds"][str(seed)][key] for seed in SEEDS]))
     assert own["seeds"]["5"] != own["seeds"]["6"]
     assert own["raw"]["pixel_AUROC"] != own["pixel_AUROC"]
+    residuals = [row for name, row in methods.items() if name.startswith("VAE")]
+    for key in METRICS:
+        best = max(row["seeds"]["5"][key] for row in residuals)
+        assert own["gain"][key]["difference"] == pytest.approx(own["seeds"]["5"][key] - best)
+        assert min(row["gain"][key]["standard_error"] for row in residuals) == 0  # the best against itself
+    assert own["gain"]["pixel_AP"]["standard_error"] > 0
     lines = table(methods).splitlines()
     assert len(lines) == 2 + len(methods)
     assert f"{own['pixel_AP']:.4f}" in lines[-1]

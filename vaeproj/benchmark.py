@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -109,7 +110,8 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
 
     Returns:
         For each method the mean over seeds of each metric, ``raw`` metrics alike, ``seeds`` (a row each), and of the
-        first seed ``standard_error``, ``per_defect`` and thresholds; and the first seed's smoothed maps by method.
+        first seed ``standard_error``, ``per_defect``, thresholds, and ``gain`` over the best VAE residual in each metric
+        with the standard error of that difference, images resampled alike for both; and the first seed's smoothed maps.
     """
     rows: dict[str, list[Result]] = {}
     for seed in seeds:
@@ -125,8 +127,19 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
         methods[name] = {key: float(np.mean([r.smoothed[key] for r in results])) for key in METRICS}
         methods[name]["raw"] = {key: float(np.mean([r.raw[key] for r in results])) for key in METRICS}
         methods[name]["seeds"] = {str(s): {k: r.smoothed[k] for k in METRICS} for s, r in zip(seeds, results, strict=True)}
-        methods[name] |= {key: value for key, value in first.items() if key not in METRICS}
+        methods[name] |= {key: value for key, value in first.items() if key not in (*METRICS, "replicates")}
+        methods[name]["gain"] = _gain(first, [r[0].smoothed for other, r in rows.items() if other.startswith("VAE")])
     return methods, {name: results[0].maps for name, results in rows.items()}
+
+
+def _gain(own: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """How far one method lies above the best of others, metric by metric, and the paired standard error."""
+    result = {}
+    for k, key in enumerate(METRICS):
+        best = max(others, key=lambda other: other[key])
+        spread = np.std(own["replicates"][:, k] - best["replicates"][:, k], ddof=1)
+        result[key] = {"difference": own[key] - best[key], "standard_error": float(spread)}
+    return result
 
 
 def restoration(ws: Workspace) -> dict[str, dict[str, Tensor]]:
@@ -193,7 +206,7 @@ def ablate(ws: Workspace, changes: dict[str, Any]) -> dict[str, float]:
     """
     changed = ws.reconfigured(**changes)
     config = changed.config
-    path = CACHE_DIR / f"ablation-{config.fingerprint(data=ws.train.digest + ws.test.digest)}.json"
+    path = CACHE_DIR / f"ablation-{config.fingerprint(data=ws.train.digest + ws.test.digest + _code())}.json"
     if not path.exists():
         score = projection_score(changed.vae, config, changed.stop_at)
         maps = smooth(anomaly_maps(ws.test_images, score, config), config.sigma)
@@ -203,6 +216,12 @@ def ablate(ws: Workspace, changes: dict[str, Any]) -> dict[str, float]:
         scratch.write_text(json.dumps({key: metrics[key] for key in METRICS}))
         scratch.replace(path)
     return json.loads(path.read_text())
+
+
+def _code() -> str:
+    """Hash of what turns a VAE and images into metrics: with other code, cached metrics are not found."""
+    modules = ("crops", "model", "projection", "localization")
+    return hashlib.sha256(b"".join(Path(__file__).with_name(f"{m}.py").read_bytes() for m in modules)).hexdigest()
 
 
 def sweep(ws: Workspace, name: str, values: Sequence[Any]) -> dict[str, list[float]]:

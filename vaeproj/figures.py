@@ -444,7 +444,7 @@ def _player(canvas: Sequence[np.ndarray], iterations: Sequence[int]) -> str:
         Image.fromarray(pixels).save(buffer, "WEBP", quality=85)
         encoded.append("data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode())
     data = json.dumps({"frames": encoded, "t": [int(t) for t in iterations]})
-    return PLAYER.replace("__DATA__", data).replace("__LAST__", str(len(encoded) - 1))
+    return PLAYER.replace("__DATA__", data).replace("__LAST__", str(len(encoded) - 1)).replace("__MS__", str(FRAME_MS))
 
 
 PLAYER = """<!doctype html>
@@ -469,7 +469,7 @@ function stop() { clearInterval(timer); timer = null; play.textContent = "Play";
 function start() {
   play.textContent = "Pause";
   if (+bar.value === +bar.max) show(0);
-  timer = setInterval(() => +bar.value < +bar.max ? show(+bar.value + 1) : stop(), 80);
+  timer = setInterval(() => +bar.value < +bar.max ? show(+bar.value + 1) : stop(), __MS__);
 }
 play.onclick = () => timer ? stop() : start();
 bar.oninput = () => { stop(); show(+bar.value); };

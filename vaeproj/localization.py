@@ -242,7 +242,9 @@ def evaluate(
 
     Returns:
         ``pixel_AUROC``, ``pixel_AUPRO`` (to FPR .3), ``pixel_AP``, ``image_AUROC``, each also under ``standard_error``
-        and, for each defect against the good images, under ``per_defect``; ``oracle_F1`` and ``oracle_threshold``.
+        and, for each defect against the good images, under ``per_defect``; ``oracle_F1`` and ``oracle_threshold``;
+        ``replicates``, [bootstrap, 4], the metrics of each resampling. The same seed draws the same images for any maps, so
+        the difference of two methods' replicates is a paired one.
     """
     ranking, scores = rank_pixels(maps, gt_masks), image_scores(maps).cpu().numpy()
     names = np.array(defects)
@@ -256,7 +258,9 @@ def evaluate(
         per_defect[defect] = _metrics(subset, scores[chosen], names[chosen] != "good")
     result["per_defect"] = per_defect
     if bootstrap:
-        result["standard_error"] = _standard_errors(ranking, scores, names != "good", bootstrap, seed)
+        replicates = _replicates(ranking, scores, names != "good", bootstrap, seed)
+        result["replicates"] = replicates
+        result["standard_error"] = dict(zip(METRICS, replicates.std(axis=0, ddof=1).tolist(), strict=True))
     return result
 
 
@@ -280,10 +284,8 @@ def _metrics(curves: Curves, scores: np.ndarray, gt_labels: np.ndarray) -> dict[
     )
 
 
-def _standard_errors(
-    ranking: Ranking, scores: np.ndarray, gt_labels: np.ndarray, replicates: int, seed: int
-) -> dict[str, float]:
-    """Spread of each metric over images drawn with replacement, good and defective ones each among themselves.
+def _replicates(ranking: Ranking, scores: np.ndarray, gt_labels: np.ndarray, number_of: int, seed: int) -> np.ndarray:
+    """Each metric over images drawn with replacement, good and defective ones each among themselves: [number_of, 4].
 
     Pixels are first counted per image in bins of equal numbers, so a replicate is a weighted sum and nothing is
     sorted again; within a bin scores count as tied.
@@ -307,7 +309,7 @@ def _standard_errors(
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(gt_labels), np.flatnonzero(~gt_labels)]
     samples = []
-    for _ in range(replicates):
+    for _ in range(number_of):
         drawn = np.concatenate([rng.choice(group, len(group)) for group in groups if len(group)])
         times = torch.from_numpy(np.bincount(drawn, minlength=number)).to(tables)
         true_positives, false_positives, overlap = (tables * times[:, None]).sum(1).cumsum(-1)
@@ -319,7 +321,7 @@ def _standard_errors(
             true_positives / (true_positives + false_positives).clamp(min=1),
         )
         samples.append(list(_metrics(curves, scores[drawn], gt_labels[drawn]).values()))
-    return dict(zip(METRICS, np.std(samples, axis=0, ddof=1).tolist(), strict=True))
+    return np.array(samples)
 
 
 def _last_of_run(score: Tensor) -> Tensor:
