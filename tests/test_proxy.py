@@ -1,9 +1,15 @@
 """Synthetic defects: where the mask says, and nowhere else."""
 
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from vaeproj.proxy import KINDS, paste, proxy_split
+from vaeproj import benchmark
+from vaeproj.benchmark import sweep
+from vaeproj.proxy import KINDS, paste, proxy_split, proxy_workspace
+from vaeproj.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +39,18 @@ def test_held_out_images_are_tested_on_and_never_trained_on(images):
     assert not any(np.array_equal(a, b) for a in train for b in test)
     again = proxy_split(images, held_out=2, copies=3)
     assert np.array_equal(test, again[1])
+
+
+def test_a_choice_by_the_proxy_sees_no_test_image(category, seasoned_vae, monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, "CACHE_DIR", tmp_path)
+    settings = "image_size=96 crop_size=16 stride=16 latent_dim=8 iterations=2 steps=1"
+    ws = Workspace.open("quick", settings, str(category.parent), "mesh", "cpu")
+    shutil.rmtree(category / "test")
+    proxy = proxy_workspace(ws)
+    assert (len(ws.train.names), len(proxy.train.names), len(proxy.test.names)) == (3, 2, 5)
+    assert proxy.train.digest != ws.train.digest  # a VAE trained on fewer images is another one
+    trained = []
+    monkeypatch.setattr(Workspace, "trained", property(lambda w: trained.append(w) or SimpleNamespace(vae=seasoned_vae())))
+    rows = sweep(proxy, "score", ["l1", "l2"])
+    assert rows["pixel_AP"][0] != rows["pixel_AP"][1]
+    assert all(w.train is proxy.train and w.test is proxy.test for w in trained)

@@ -87,7 +87,7 @@ class Config:
     score: str = _param(
         "l1",
         "localization",
-        "anomaly score of a pixel: its change from x_0 to x_T, the square of that, or its geometric mean with 1 - SSIM(x_T, x_0)",
+        "anomaly score of a pixel: its change from x_0 to x_T, the square of it, or its geometric mean with 1 - SSIM(x_T, x_0)",
         choices=("l1", "l2", "l1_ssim"),
     )
     sigma: float = _param(4.0, "localization", "Gaussian that smooths the anomaly map, pixels; 0: none", low=0.0, high=64.0)

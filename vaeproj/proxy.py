@@ -2,15 +2,20 @@
 
 No test image and no mask takes part in the choice of preset ``best``: some training images are held out, a VAE is
 trained on the rest, defects of six kinds are pasted on the held-out ones, and a setting is as good as its localization
-there. `proxy_split` makes that test set; the rest is `training.fit`, `localization.anomaly_maps` and `evaluate`.
+there. `proxy_workspace` puts such a test set in place of the real one, for `benchmark.ablate` and `sweep` (notebook 07).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from scipy import ndimage
+
+from .mvtec import Split
+from .workspace import Workspace
 
 KINDS = ("warp", "erase", "tint", "chip", "thread", "swap")
 
@@ -44,6 +49,21 @@ def proxy_split(
         masks.append(mask.astype(np.uint8))
         names.append(KINDS[first])
     return np.delete(images, chosen, axis=0), np.stack(test), np.stack(masks), names
+
+
+def proxy_workspace(ws: Workspace) -> Workspace:
+    """The training images of a workspace as a whole data set: a fifth, five at most, is tested on, with defects pasted."""
+    train, test, masks, defects = proxy_split(np.array(ws.train.images), held_out=max(1, min(5, len(ws.train.names) // 5)))
+    digest = hashlib.sha256(f"proxy {ws.train.digest}".encode()).hexdigest()
+    names = [f"{defect}/{i:03d}" for i, defect in enumerate(defects)]
+    good = [f"good/{i:03d}" for i in range(len(train))]
+    proxy = replace(ws)
+    # Cached properties live in the instance's dictionary.
+    proxy.__dict__["train"] = Split(
+        train, np.zeros((len(train), *masks.shape[1:]), np.uint8), ["good"] * len(train), good, digest
+    )
+    proxy.__dict__["test"] = Split(test, masks, defects, names, digest)
+    return proxy
 
 
 def paste(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
