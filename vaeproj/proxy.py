@@ -56,12 +56,10 @@ def proxy_workspace(ws: Workspace) -> Workspace:
     train, test, masks, defects = proxy_split(np.array(ws.train.images), held_out=max(1, min(5, len(ws.train.names) // 5)))
     digest = hashlib.sha256(f"proxy {ws.train.digest}".encode()).hexdigest()
     names = [f"{defect}/{i:03d}" for i, defect in enumerate(defects)]
-    good = [f"good/{i:03d}" for i in range(len(train))]
+    good, clean = ["good"] * len(train), np.zeros((len(train), *masks.shape[1:]), np.uint8)
     proxy = replace(ws)
     # Cached properties live in the instance's dictionary.
-    proxy.__dict__["train"] = Split(
-        train, np.zeros((len(train), *masks.shape[1:]), np.uint8), ["good"] * len(train), good, digest
-    )
+    proxy.__dict__["train"] = Split(train, clean, good, [f"good/{i:03d}" for i in range(len(train))], digest)
     proxy.__dict__["test"] = Split(test, masks, defects, names, digest)
     return proxy
 
