@@ -103,8 +103,8 @@ def untile(tiles: Tensor, height: int, width: int, stride: int) -> Tensor:
     """The inverse of `tile`: each pixel is the mean of the tiles that hold it, weighted by a Hann window over each tile.
 
     A VAE paints the middle of a tile better than its border, where it sees one side of the context only. On synthetic
-    defects (`proxy`, SynthGrid, preset ``quick`` at stride 32) the window lifts pixel AUROC / AUPRO / AP of the projection
-    from .970 / .947 / .768 to .979 / .960 / .795.
+    defects (`proxy`, SynthGrid, 9 images, the VAE of preset ``quick``, 60 iterations scored as in ``best``) the window lifts
+    pixel AUROC / AUPRO / AP of the projection from .970 / .947 / .768 to .979 / .960 / .795.
 
     Args:
         tiles: [N, T, C, crop, crop] in `tile`'s order.
