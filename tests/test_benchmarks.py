@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from vaeproj.config import PROJECT_ROOT
+from vaeproj.model import has_native_bf16
 
 FOLDER = PROJECT_ROOT / "benchmarks"
 PLOTS = {"train": ["learning_curves.png"], "scaling": ["scaling.png"]}
@@ -30,7 +32,9 @@ def test_runs_to_its_result(script, tmp_path):
     if script == "train":
         assert result["images"] == 13  # of 8 files
     if script == "project":
-        assert result["map_difference_max"] < 1e-2  # the network may run in bf16
+        # Where the network runs in bf16, the difference is one of rounding: far below the change itself.
+        bound = 0.02 * result["map_mean"] if has_native_bf16(torch.device("cpu")) else 1e-5
+        assert result["map_difference_max"] < bound
     if script == "evaluate":
         assert max(result["metric_differences"].values()) < 1e-4
 

@@ -146,8 +146,8 @@ def test_images_of_a_batch_do_not_touch_one_another(seasoned_vae):
         assert not gradient[[0, 1, 3, 4]].any()
 
 
-def test_frozen_for_one_computes_the_same_to_half_precision(seasoned_vae):
-    vae = seasoned_vae(8, 32, 1)  # large enough for its dense layers to be halved
+def test_frozen_for_one_computes_the_same_but_for_rounding(seasoned_vae):
+    vae = seasoned_vae(8, 32, 1)  # large enough for its dense layers to be rounded
     exact, half = frozen(vae), frozen_for_one(vae)
     assert frozen(exact) is exact
     assert frozen(half, torch.bfloat16) is half

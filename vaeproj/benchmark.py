@@ -33,7 +33,7 @@ from .localization import (
 from .model import frozen
 from .mvtec import load_clean
 from .projection import project, stopping_energy
-from .workspace import STOPPING_CROPS, Workspace
+from .workspace import Workspace
 
 CACHE_DIR = RESULTS_DIR / "cache"
 LABEL_FREE_QUANTILE = 0.999  # of training images' own anomaly maps: the threshold that needs no labels
@@ -68,13 +68,8 @@ def scores(ws: Workspace) -> dict[str, Score]:
         "article, mended": projection_score(vae, article),
     }
     # The preset's own is mostly one of the rows above it: the same function then, to be judged once.
-    by_config = {c: projection_score(vae, c, _stop_at(ws, c)) for c in projections.values()}
+    by_config = {c: projection_score(vae, c, stopping_energy(vae, ws.stopping_crops, c)) for c in projections.values()}
     return methods | {name: by_config[c] for name, c in projections.items()}
-
-
-def _stop_at(ws: Workspace, config: Config) -> float:
-    crops = ws.sampler.sample(STOPPING_CROPS, torch.Generator().manual_seed(config.seed))
-    return stopping_energy(ws.vae, crops, config)
 
 
 def _article_score(ws: Workspace, config: Config, bugs: tuple[str, ...]) -> Score:

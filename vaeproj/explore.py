@@ -25,14 +25,14 @@ import ipywidgets as widgets
 import numpy as np
 from IPython import get_ipython
 from IPython.display import Image
-from torch import Generator, Tensor
+from torch import Tensor
 
 from .config import Config, UserError
 from .crops import to_unit
 from .model import frozen_for_one
 from .projection import energies, trajectory
 from .sheet import HEIGHT, THUMBNAIL, WIDTH, Run, Sheet, thumbnail
-from .workspace import STOPPING_CROPS, Workspace, synthgrid_root
+from .workspace import Workspace, synthgrid_root
 
 KNOBS = ("alpha", "lam", "iterations", "gradient", "soft_mask", "energy", "stop_quantile", "stop_factor")
 # Stations of the sliders between the bounds that Config itself sets; iterations end where an answer takes half a minute.
@@ -118,8 +118,7 @@ class Explorer:
         if config.stop_quantile is None:
             return 0.0
         if config.energy not in self._energies:
-            crops = self.ws.sampler.sample(STOPPING_CROPS, Generator().manual_seed(config.seed))
-            self._energies[config.energy] = energies(self.ws.vae, crops, config)
+            self._energies[config.energy] = energies(self.ws.vae, self.ws.stopping_crops, config)
         return config.stop_factor * self._energies[config.energy].quantile(config.stop_quantile).item()
 
     def _compute(self, setting: Setting, stop_at: float) -> Run:

@@ -284,8 +284,8 @@ def _metrics(curves: Curves, scores: np.ndarray, gt_labels: np.ndarray) -> dict[
     )
 
 
-def _replicates(ranking: Ranking, scores: np.ndarray, gt_labels: np.ndarray, number_of: int, seed: int) -> np.ndarray:
-    """Each metric over images drawn with replacement, good and defective ones each among themselves: [number_of, 4].
+def _replicates(ranking: Ranking, scores: np.ndarray, gt_labels: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
+    """Each metric over images drawn with replacement, good and defective ones each among themselves: [bootstrap, 4].
 
     Pixels are first counted per image in bins of equal numbers, so a replicate is a weighted sum and nothing is
     sorted again; within a bin scores count as tied.
@@ -309,7 +309,7 @@ def _replicates(ranking: Ranking, scores: np.ndarray, gt_labels: np.ndarray, num
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(gt_labels), np.flatnonzero(~gt_labels)]
     samples = []
-    for _ in range(number_of):
+    for _ in range(bootstrap):
         drawn = np.concatenate([rng.choice(group, len(group)) for group in groups if len(group)])
         times = torch.from_numpy(np.bincount(drawn, minlength=number)).to(tables)
         true_positives, false_positives, overlap = (tables * times[:, None]).sum(1).cumsum(-1)

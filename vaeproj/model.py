@@ -183,38 +183,43 @@ def frozen(vae: VAE, dtype: torch.dtype = torch.float32) -> VAE:
     return vae.to(dtype)
 
 
-class _HalfProduct(torch.autograd.Function):
-    """X W^T with W [N, M] in fp16, and the gradient with respect to X from W^T [M, N], stored apart."""
+class _ByteProduct(torch.autograd.Function):
+    """X W^T and, for the gradient with respect to X, G W: from bytes (`_bytes`) laid out for either direction."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, transposed: Tensor) -> Tensor:
-        ctx.save_for_backward(transposed)
-        return F.linear(x.half(), weight).float()
+    def forward(ctx: Any, x: Tensor, forth: tuple[Tensor, Tensor], back: tuple[Tensor, Tensor]) -> Tensor:
+        ctx.back = back
+        return torch._weight_int8pack_mm(x.bfloat16(), *forth).float()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return F.linear(gradient.half(), ctx.saved_tensors[0]).float(), None, None
+        return torch._weight_int8pack_mm(gradient.bfloat16(), *ctx.back).float(), None, None
 
 
-class _HalfLinear(nn.Module):
-    """A dense layer with its weights in fp16, once for either direction, so that both read them along memory."""
+def _bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix [N, M] in steps of a 127th of each row's largest value: int8 [N, M] and the steps, bf16 [N]."""
+    step = (weight.abs().amax(1) / 127).bfloat16()
+    return (weight / step[:, None]).round().clamp(-127, 127).to(torch.int8).contiguous(), step
+
+
+class _ByteLinear(nn.Module):
+    """A dense layer with its weights in int8."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        self.weight, self.bias = layer.weight.half(), layer.bias
-        self.transposed = self.weight.T.contiguous()
+        self.forth, self.back, self.bias = _bytes(layer.weight), _bytes(layer.weight.T), layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return _HalfProduct.apply(x, self.weight, self.transposed) + self.bias
+        return _ByteProduct.apply(x, self.forth, self.back) + self.bias
 
 
 def frozen_for_one(vae: VAE) -> VAE:
-    """`frozen` for a single image on a CPU, where an iteration is nothing but reading the two large dense layers: they
-    are kept in fp16, with sums in fp32, a quarter of the bytes at the rate memory has. Slow for many images.
+    """`frozen` for a single image on a CPU, where an iteration is little but reading the two large dense layers: they are
+    kept in int8, a quarter of the bytes. Slow for many images; `benchmarks/README.md` has what it does to the picture.
     """
     vae = copy.deepcopy(frozen(vae))
     for stack in (vae.encoder, vae.decoder):
         for i, layer in enumerate(stack):
             if isinstance(layer, nn.Linear) and layer.weight.numel() > HIDDEN**2:
-                stack[i] = _HalfLinear(layer)
+                stack[i] = _ByteLinear(layer)
     return vae

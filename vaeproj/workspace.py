@@ -104,10 +104,14 @@ class Workspace:
         return self.trained.vae
 
     @cached_property
+    def stopping_crops(self) -> Tensor:
+        """Random training crops, [512, C, crop, crop] in [0, 1], whose energies say when a tile may stop."""
+        return self.sampler.sample(STOPPING_CROPS, torch.Generator().manual_seed(self.config.seed))
+
+    @cached_property
     def stop_at(self) -> float:
-        """Energy under which a tile stops (`projection.stopping_energy`), from random training crops."""
-        crops = self.sampler.sample(STOPPING_CROPS, torch.Generator().manual_seed(self.config.seed))
-        return stopping_energy(self.vae, crops, self.config)
+        """Energy under which a tile stops (`projection.stopping_energy`)."""
+        return stopping_energy(self.vae, self.stopping_crops, self.config)
 
     @cached_property
     def sampler(self) -> CropSampler:
