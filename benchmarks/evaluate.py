@@ -78,7 +78,8 @@ def main() -> None:
     pictures = to_device(test.images, bench.device)
 
     def localize() -> Tensor:
-        return smooth(anomaly_maps(pictures, projection_score(vae, config, stop_at), config), config.sigma)
+        maps = anomaly_maps(pictures, projection_score(vae, config, stop_at), config)
+        return smooth(maps, config.sigma, config.sigma_wide)
 
     made: list[Tensor] = []
     first = bench.seconds(lambda: made.append(localize()))

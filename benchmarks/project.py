@@ -84,7 +84,7 @@ def main() -> None:
         ("fp32", accurate), ("ours", projection_score(vae, config)))}  # fmt: skip
     gap = (maps["ours"] - maps["fp32"]).abs()
     auroc = {
-        name: evaluate(smooth(m, config.sigma), test.gt_masks, test.defects, bootstrap=0)["pixel_AUROC"]
+        name: evaluate(smooth(m, config.sigma, config.sigma_wide), test.gt_masks, test.defects, bootstrap=0)["pixel_AUROC"]
         for name, m in maps.items()
     }
 

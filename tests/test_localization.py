@@ -107,6 +107,14 @@ def test_smoothing_is_scipys_gaussian_away_from_the_borders(sigma):
     np.testing.assert_allclose(smooth(maps, sigma)[inside], expected[inside], rtol=1e-4)
 
 
+def test_two_gaussians_give_their_geometric_mean():
+    maps = torch.rand(2, 64, 56, generator=torch.Generator().manual_seed(0))
+    narrow, wide = (np.stack([ndimage.gaussian_filter(m.double().numpy(), s, truncate=4.0) for m in maps]) for s in (1.0, 3.0))
+    np.testing.assert_allclose(smooth(maps, 1.0, 3.0)[:, 12:-12, 12:-12], np.sqrt(narrow * wide)[:, 12:-12, 12:-12], rtol=1e-4)
+    # A score that rounding took below 0 counts as 0.
+    assert torch.equal(smooth(maps - 2, 1.0, 3.0), torch.zeros_like(maps))
+
+
 def test_smoothing_keeps_flat_maps_flat_and_none_is_none():
     maps = torch.rand(2, 40, 40, generator=torch.Generator().manual_seed(0))
     assert torch.equal(smooth(maps, 0.0), maps)

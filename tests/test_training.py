@@ -161,10 +161,10 @@ def test_the_loss_falls_on_what_can_be_learnt(images):
     assert bce[-10:].mean() < floor + 0.3 * (grey - floor)
 
 
-@pytest.mark.parametrize("length", [{"steps": 12}, {"steps": 0, "epochs": 6}])
-def test_a_plain_loop_gives_the_same_losses(images, monkeypatch, length):
+@pytest.mark.parametrize("changes", [{"steps": 12}, {"steps": 12, "beta": 3.0}, {"steps": 0, "epochs": 6}])
+def test_a_plain_loop_gives_the_same_losses(images, monkeypatch, changes):
     """The article's loop, with torch's own Adam, schedule and loss, fed the crops and the noise that the fit drew."""
-    config = toy(schedule="one_cycle", learning_rate=2e-3, batch_size=6, **length)  # in epochs: batches of 6 and of 4
+    config = toy(schedule="one_cycle", learning_rate=2e-3, batch_size=6, **changes)  # in epochs: batches of 6 and of 4
     calls: list[tuple[torch.Tensor, torch.Tensor]] = []
     monkeypatch.setattr(training, "has_native_bf16", lambda device: False)
     monkeypatch.setattr(training, "CHUNK", 5)
@@ -185,7 +185,7 @@ def test_a_plain_loop_gives_the_same_losses(images, monkeypatch, length):
         bce = F.binary_cross_entropy(reconstruction, x, reduction="sum")
         kl = -0.5 * torch.sum(1 + log_var - mean**2 - log_var.exp())
         optimizer.zero_grad()
-        (bce + kl).backward()
+        (bce + changes.get("beta", 1.0) * kl).backward()
         optimizer.step()
         schedule.step()
         losses.append([bce.item() / len(x), kl.item() / len(x)])

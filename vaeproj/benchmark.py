@@ -92,9 +92,10 @@ class Result:
 def judge(ws: Workspace, score: Score) -> Result:
     """Anomaly maps of every test image and their metrics, raw and smoothed, and a threshold chosen without labels."""
     raw = anomaly_maps(ws.test_images, score, ws.config)
-    maps = smooth(raw, ws.config.sigma)
+    maps = smooth(raw, ws.config.sigma, ws.config.sigma_wide)
     smoothed = evaluate(maps, ws.test.gt_masks, ws.test.defects)
-    normal = smooth(anomaly_maps(ws.train_images[:NORMAL_IMAGES], score, ws.config), ws.config.sigma)
+    normal = anomaly_maps(ws.train_images[:NORMAL_IMAGES], score, ws.config)
+    normal = smooth(normal, ws.config.sigma, ws.config.sigma_wide)
     threshold = np.quantile(normal.cpu().numpy(), LABEL_FREE_QUANTILE).item()
     smoothed |= {"label_free_threshold": threshold, "label_free_F1": f1_at(maps, ws.test.gt_masks, threshold)}
     return Result(maps, smoothed, evaluate(raw, ws.test.gt_masks, ws.test.defects, bootstrap=0))
@@ -204,7 +205,7 @@ def ablate(ws: Workspace, changes: dict[str, Any]) -> dict[str, float]:
     path = CACHE_DIR / f"ablation-{config.fingerprint(data=ws.train.digest + ws.test.digest + _code())}.json"
     if not path.exists():
         score = projection_score(changed.vae, config, changed.stop_at)
-        maps = smooth(anomaly_maps(ws.test_images, score, config), config.sigma)
+        maps = smooth(anomaly_maps(ws.test_images, score, config), config.sigma, config.sigma_wide)
         metrics = evaluate(maps, ws.test.gt_masks, ws.test.defects, bootstrap=0)
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(".tmp")

@@ -63,6 +63,7 @@ class Config:
     )
     batch_size: int = _param(64, "training", "crops a step", low=2, high=8192)
     learning_rate: float = _param(2e-3, "training", "Adam's step size (the peak, with one_cycle)", low=0.0, high=1.0)
+    beta: float = _param(1.0, "training", "weight of the KL term; 1: the negative ELBO", low=0.0, high=100.0, source="article")
     schedule: str = _param("one_cycle", "training", "learning rate over the steps", choices=("constant", "one_cycle"))
     seed: int = _param(42, "training", "seed of weights, crops and latent noise", low=0, high=2**31 - 1, source="article")
 
@@ -91,6 +92,9 @@ class Config:
         choices=("l1", "l2", "l1_ssim"),
     )
     sigma: float = _param(4.0, "localization", "Gaussian that smooths the anomaly map, pixels; 0: none", low=0.0, high=64.0)
+    sigma_wide: float = _param(
+        0.0, "localization", "a wider one, pixels: the map is the geometric mean of both; 0: none", low=0.0, high=64.0
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -225,7 +229,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Minutes on two CPU cores: the dataclass's own defaults.
     "quick": {},
     # Half resolution and a tenth of SynthGrid: whole test images, benchmark and ablations, in minutes on two CPU cores.
-    # Scored as in `best`, with half its sigma.
+    # Projected and scored as in `best`.
     "half": {
         "image_size": 256,
         "crop_size": 64,
@@ -238,15 +242,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The article's recipe, its bugs mended.
     "blog": _ARTICLE,
-    # For the highest localization with the article's network. Chosen without a test image: `proxy` pastes
-    # synthetic defects on held-out training images; the learning rate lies between two that did equally well there.
+    # For the highest localization with the article's network. Chosen without a test image: `proxy` pastes synthetic
+    # defects on held-out training images (`benchmarks/README.md` has what was tried there).
     "best": {
-        "steps": 12_000,
-        "batch_size": 128,
-        "learning_rate": 3e-3,
+        "steps": 8000,
+        "batch_size": 32,
+        "beta": 0.1,
         "lam": 0.1,
         "stride": 32,
         "score": "l1_ssim",
-        "sigma": 6.0,
+        "sigma": 4.0,
+        "sigma_wide": 18.0,
     },
 }

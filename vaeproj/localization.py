@@ -42,10 +42,14 @@ def anomaly_maps(images: Tensor, score_tiles: Callable[[Tensor], Tensor], config
     return torch.cat(maps)
 
 
-def smooth(maps: Tensor, sigma: float) -> Tensor:
+def smooth(maps: Tensor, sigma: float, sigma_wide: float = 0.0) -> Tensor:
     """Gaussian filter of maps [N, H, W], sigma in pixels, cut at four sigma or where a small map has nothing left to mirror;
-    0 leaves them as they are.
+    0 leaves them as they are. With ``sigma_wide``, the geometric mean of both filters' maps: a change counts for more among
+    others, and keeps its outline.
     """
+    if sigma_wide:
+        maps = maps.clamp(min=0)  # rounding may leave 1 - SSIM below 0
+        return (smooth(maps, sigma) * smooth(maps, sigma_wide)).sqrt()
     if sigma == 0:
         return maps
     return _blur(maps[:, None], sigma, min(int(4 * sigma + 0.5), *(side - 1 for side in maps.shape[1:])))[:, 0]

@@ -132,7 +132,7 @@ def elbo_loss(logits: Tensor, x: Tensor, mean: Tensor, log_var: Tensor) -> tuple
         mean, log_var: [B, latent_dim].
 
     Returns:
-        Binary cross-entropy -log p(x | z) and KL(q(z | x) || N(0, 1)), scalars in fp32; their sum is the loss.
+        Binary cross-entropy -log p(x | z) and KL(q(z | x) || N(0, 1)), scalars in fp32; their sum is the negative ELBO.
     """
     bce = F.binary_cross_entropy_with_logits(logits.float(), x, reduction="sum")
     mean, log_var = mean.float(), log_var.float()

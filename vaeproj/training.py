@@ -125,7 +125,7 @@ class _Stepper:
     """
 
     def __init__(self, vae: VAE, sampler: CropSampler, config: Config, device: torch.device) -> None:
-        self.vae, self.sampler, self.device = vae, sampler, device
+        self.vae, self.sampler, self.device, self.beta = vae, sampler, device, config.beta
         cuda = device.type == "cuda"
         self.rate = torch.tensor(config.learning_rate, device=device)
         self.optimizer = torch.optim.Adam(vae.parameters(), lr=self.rate, fused=True, capturable=cuda)
@@ -176,7 +176,7 @@ class _Stepper:
             logits, mean, log_var = self.vae(crops, noise[:batch_size])
         bce, kl = elbo_loss(logits, crops, mean, log_var)
         self.optimizer.zero_grad(set_to_none=True)
-        (bce + kl).backward()
+        (bce + self.beta * kl).backward()
         self.optimizer.step()
         self.losses.index_copy_(0, self.counter, torch.stack([bce, kl]).detach()[None] / batch_size)
         self.counter += 1
@@ -208,7 +208,7 @@ def fit(
     partial: Path | None = None,
     progress: bool = True,
 ) -> tuple[VAE, dict[str, Tensor]]:
-    """Train a VAE on crops of ``images`` with the negative ELBO and Adam (article).
+    """Train a VAE on crops of ``images`` with the negative ELBO, its KL term weighted by ``config.beta``, and Adam (article).
 
     The seed alone decides weights, crops and noise, so two runs on one machine give the same bits, and a run resumed
     from ``partial`` gives those of one never stopped.
