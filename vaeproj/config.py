@@ -229,7 +229,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Minutes on two CPU cores: the dataclass's own defaults.
     "quick": {},
     # Half resolution and a tenth of SynthGrid: whole test images, benchmark and ablations, in minutes on two CPU cores.
-    # Projected and scored as in `best`.
+    # Projected and scored as in `best`, smoothed by one Gaussian.
     "half": {
         "image_size": 256,
         "crop_size": 64,
@@ -243,7 +243,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The article's recipe, its bugs mended.
     "blog": _ARTICLE,
     # For the highest localization with the article's network. Chosen without a test image: `proxy` pastes synthetic
-    # defects on held-out training images (`benchmarks/README.md` has what was tried there).
+    # defects on held-out training images (README.md has what was tried).
     "best": {
         "steps": 8000,
         "batch_size": 32,
