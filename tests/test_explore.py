@@ -308,7 +308,7 @@ def test_the_play_bar_follows_the_number_of_iterations(panel):
 def test_every_control_reaches_the_setting(panel, computed):
     values = {
         "alpha": 3.0, "lam": 0.1, "iterations": 10, "gradient": "detached", "soft_mask": False, "energy": "bce",
-        "stop_quantile": 0.9, "stop_factor": 2.0,
+        "coarse_weight": 4.0, "coarse_sigma": 2.0, "stop_quantile": 0.9, "stop_factor": 2.0,
     }  # fmt: skip
     assert set(values) == set(KNOBS)
     for name, value in values.items():

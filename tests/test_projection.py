@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -113,21 +114,29 @@ def test_a_step_is_clipped_to_the_unit_interval(energy, gradient, soft_mask):
 # --- the energy through a VAE
 
 
+def blurred(r: torch.Tensor, sigma: float) -> torch.Tensor:
+    """By convolution over the tile mirrored at its border; a tile of 16 pixels has 15 to mirror."""
+    reach = min(int(4 * sigma + 0.5), 15)
+    weight = torch.exp(-(torch.arange(-reach, reach + 1).double() ** 2) / (2 * sigma**2))
+    return F.conv2d(F.pad(r, [reach] * 4, mode="reflect"), (weight[:, None] * weight / weight.sum() ** 2)[None, None])
+
+
 def exact(vae64: VAE, x: torch.Tensor, x_0: torch.Tensor, settings: Config) -> tuple[torch.Tensor, torch.Tensor]:
     """E and L_r of each tile in float64, from the equations."""
     f = torch.sigmoid(vae64.decode(vae64.encode(x.double())[0]))
     if settings.gradient == "detached":
         f = f.detach()
     if settings.energy == "squared":
-        l_r = ((x - f) ** 2).sum((1, 2, 3))
+        l_r = ((x - f) ** 2 + settings.coarse_weight * blurred(x - f, settings.coarse_sigma) ** 2).sum((1, 2, 3))
     else:
         l_r = -(x * f.log() + (1 - x) * (1 - f).log()).sum((1, 2, 3))
     return l_r + settings.lam * (x - x_0).abs().sum((1, 2, 3)), l_r
 
 
 @pytest.mark.parametrize(("energy", "gradient"), KINDS)
-def test_the_gradient_is_that_of_the_energy(vae, vae64, energy, gradient):
-    settings = config(energy=energy, gradient=gradient, lam=0.3)
+@pytest.mark.parametrize(("coarse_weight", "coarse_sigma"), [(0.0, 4.0), (4.0, 1.5), (0.7, 6.0)])
+def test_the_gradient_is_that_of_the_energy(vae, vae64, energy, gradient, coarse_weight, coarse_sigma):
+    settings = config(energy=energy, gradient=gradient, coarse_weight=coarse_weight, coarse_sigma=coarse_sigma, lam=0.3)
     x_0, x = tiles(3), tiles(3, seed=1)
     x[0, :, :8] = x_0[0, :, :8]  # where nothing has moved yet, the L1 term pulls nowhere
     exact_x = x.double().requires_grad_()
@@ -165,9 +174,9 @@ def test_the_detached_step_only_shrinks_the_residual(vae):
 
 def test_reconstruction_energy_by_hand():
     logits, x = torch.tensor([0.0, np.log(3.0)]).view(2, 1, 1, 1), torch.tensor([1.0, 0.25]).view(2, 1, 1, 1)
-    assert reconstruction_energy(logits, x, "squared").tolist() == pytest.approx([0.25, 0.25])
+    assert reconstruction_energy(logits, x, config(energy="squared")).tolist() == pytest.approx([0.25, 0.25])
     bce = [np.log(2), -0.25 * np.log(0.75) - 0.75 * np.log(0.25)]
-    assert reconstruction_energy(logits, x, "bce").tolist() == pytest.approx(bce)
+    assert reconstruction_energy(logits, x, config(energy="bce")).tolist() == pytest.approx(bce)
 
 
 @pytest.mark.parametrize("energy", ["squared", "bce"])
@@ -175,6 +184,16 @@ def test_small_full_steps_never_raise_the_energy(vae, energy):
     settings = config(energy=energy, soft_mask=False, alpha=1e-3, lam=0.0, iterations=30)
     path = trajectory(vae, tiles(4), settings).energy(0.0)
     assert (path.diff(dim=0) < 0).all()
+
+
+def test_the_coarse_term_does_not_see_the_finest_detail():
+    # A checkerboard against flat grey: .25 a pixel in the first term, next to nothing in the second.
+    x = torch.arange(16) % 2
+    x, grey = ((x[:, None] + x) % 2).float()[None, None], torch.zeros(1, 1, 16, 16)
+    settings = config(coarse_weight=3.0, coarse_sigma=1.5)
+    assert reconstruction_energy(grey, x, settings).item() == pytest.approx(64, rel=1e-3)
+    # Of a flat difference both see all.
+    assert reconstruction_energy(grey, torch.ones_like(x), settings).item() == pytest.approx(64 * (1 + 3))
 
 
 def test_lam_holds_the_image_back(vae):

@@ -43,7 +43,7 @@ def article_loop(vae: VAE, tiles: Tensor, config: Config, bugs: tuple[str, ...] 
         if "swapped_bce" in bugs:
             l_r = F.binary_cross_entropy(x, picture, reduction="sum")
         else:
-            l_r = reconstruction_energy(logits, x, config.energy).sum()
+            l_r = reconstruction_energy(logits, x, config).sum()
         energy = l_r + config.lam * (x - tiles).abs().sum()
         energy.backward(retain_graph="stale_gradient" in bugs)
         gradient = (x_0 if "stale_gradient" in bugs else x).grad

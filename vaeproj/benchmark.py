@@ -50,8 +50,8 @@ def scores(ws: Workspace) -> dict[str, Score]:
     The last is the preset's own, the headline.
     """
     config, vae = ws.config, ws.vae
-    article = config.replace(**{k: v for k, v in PRESETS["blog"].items() if k in ("energy", "alpha", "lam", "iterations")})
-    article = article.replace(gradient="full", soft_mask=True, stop_quantile=None)
+    recipe = {key: PRESETS["blog"][key] for key in ("energy", "alpha", "lam", "iterations")}
+    article = config.replace(**recipe, gradient="full", soft_mask=True, stop_quantile=None)
     quantile = 0.9 if config.stop_quantile is None else config.stop_quantile
     projections = {
         "projection, detached": config.replace(gradient="detached", stop_quantile=None),
@@ -216,7 +216,7 @@ def ablate(ws: Workspace, changes: dict[str, Any]) -> dict[str, float]:
 
 def _code() -> str:
     """Hash of what turns a VAE and images into metrics: with other code, cached metrics are not found."""
-    modules = ("crops", "model", "projection", "localization")
+    modules = ("blur", "crops", "model", "projection", "localization")
     return hashlib.sha256(b"".join(Path(__file__).with_name(f"{m}.py").read_bytes() for m in modules)).hexdigest()
 
 

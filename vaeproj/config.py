@@ -71,6 +71,10 @@ class Config:
     energy: str = _param(
         "squared", "projection", "reconstruction term L_r, summed over the tile's pixels", choices=("squared", "bce")
     )
+    coarse_weight: float = _param(
+        0.0, "projection", "weight of a second term of squared, of the smoothed x - f(x); 0: none", low=0.0, high=100.0
+    )
+    coarse_sigma: float = _param(4.0, "projection", "Gaussian that smooths it, pixels", low=0.1, high=64.0)
     gradient: str = _param(
         "full", "projection", "full: through the VAE (paper); detached: f(x) held fixed", choices=("full", "detached")
     )
@@ -248,6 +252,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 8000,
         "batch_size": 32,
         "beta": 0.1,
+        "coarse_weight": 4.0,
         "lam": 0.1,
         "stride": 32,
         "score": "l1_ssim",

@@ -34,12 +34,16 @@ from .projection import energies, trajectory
 from .sheet import HEIGHT, THUMBNAIL, WIDTH, Run, Sheet, thumbnail
 from .workspace import Workspace, synthgrid_root
 
-KNOBS = ("alpha", "lam", "iterations", "gradient", "soft_mask", "energy", "stop_quantile", "stop_factor")
+KNOBS = (
+    "alpha", "lam", "iterations", "gradient", "soft_mask", "energy", "coarse_weight", "coarse_sigma", "stop_quantile", "stop_factor",
+)  # fmt: skip
 # Stations of the sliders between the bounds that Config itself sets; iterations end where an answer takes half a minute.
 LADDERS: dict[str, tuple[float, ...]] = {
     "alpha": (0, *(float(f"{m}e{k}") for k in (-2, -1, 0, 1) for m in (1, 1.5, 2, 3, 5, 7)), 100),
     "lam": (0, *(float(f"{m}e{k}") for k in (-3, -2, -1, 0) for m in (1, 1.5, 2, 3, 5, 7)), 10),
     "iterations": (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000),
+    "coarse_weight": (0, 1, 2, 4, 8, 16, 32),
+    "coarse_sigma": (0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 15),
     "stop_quantile": (0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1),
     "stop_factor": (0.5, 0.7, 1, 1.5, 2, 3, 5, 10),
 }
@@ -68,7 +72,8 @@ class Setting:
         c = self.config
         stop = "" if c.stop_quantile is None else f", stop {c.stop_factor:g} x q {c.stop_quantile:g}"
         mask = "" if c.soft_mask else ", no mask"
-        return f"{self.name} ({self.left}, {self.top}): α {c.alpha:g}, λ {c.lam:g}, {c.gradient}, {c.energy}{mask}{stop}"
+        energy = c.energy + (f" + {c.coarse_weight:g} x blurred {c.coarse_sigma:g}" if c.coarse_weight else "")
+        return f"{self.name} ({self.left}, {self.top}): α {c.alpha:g}, λ {c.lam:g}, {c.gradient}, {energy}{mask}{stop}"
 
     def notebook_command(self, ws: Workspace) -> str:
         """Runs notebook 04 with these hyper-parameters."""
@@ -92,7 +97,7 @@ class Explorer:
         self.ws, self.limit = ws, limit
         self.vae = frozen_for_one(ws.vae) if ws.device.type == "cpu" else ws.vae
         self.runs: OrderedDict[tuple[object, ...], Run] = OrderedDict()
-        self._energies: dict[str, Tensor] = {}
+        self._energies: dict[tuple[object, ...], Tensor] = {}
 
     def start(self, name: str | None = None) -> Setting:
         """The workspace's own hyper-parameters at the defect of an image; None: of the first image with a defect."""
@@ -103,7 +108,7 @@ class Explorer:
         """The trajectory of a setting: kept, the beginning of a kept one, or computed now."""
         config, count = setting.config, setting.config.iterations + 1
         stop_at = self.stop_at(config)
-        descent = (config.energy, config.gradient, config.soft_mask, config.alpha, config.lam)
+        descent = (*_terms(config), config.gradient, config.soft_mask, config.alpha, config.lam)
         key = (setting.name, setting.top, setting.left, stop_at, *descent)
         run = self.runs.pop(key, None)
         if run is None or len(run) < count:
@@ -117,9 +122,10 @@ class Explorer:
         """As `projection.stopping_energy`, the training crops measured once for all quantiles."""
         if config.stop_quantile is None:
             return 0.0
-        if config.energy not in self._energies:
-            self._energies[config.energy] = energies(self.ws.vae, self.ws.stopping_crops, config)
-        return config.stop_factor * self._energies[config.energy].quantile(config.stop_quantile).item()
+        kind = _terms(config)
+        if kind not in self._energies:
+            self._energies[kind] = energies(self.ws.vae, self.ws.stopping_crops, config)
+        return config.stop_factor * self._energies[kind].quantile(config.stop_quantile).item()
 
     def _compute(self, setting: Setting, stop_at: float) -> Run:
         i, side = self.ws.test.index(setting.name), setting.config.crop_size
@@ -135,6 +141,11 @@ class Explorer:
             part[:, 0].cpu().numpy() for part in (path.frames.half(), path.reconstruction_energy, path.distance)
         )
         return Run(frames, l_r, distance, setting.config.lam, self.ws.test.gt_masks[i][within] > 0, stop_at)
+
+
+def _terms(config: Config) -> tuple[str, float, float]:
+    """What L_r depends on."""
+    return config.energy, config.coarse_weight, config.coarse_sigma
 
 
 def _flags(ws: Workspace, config: Config) -> str:

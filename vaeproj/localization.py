@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from .blur import gaussian_blur
 from .config import Config
 from .crops import tile, to_unit, untile
 from .model import VAE, frozen
@@ -43,26 +44,15 @@ def anomaly_maps(images: Tensor, score_tiles: Callable[[Tensor], Tensor], config
 
 
 def smooth(maps: Tensor, sigma: float, sigma_wide: float = 0.0) -> Tensor:
-    """Gaussian filter of maps [N, H, W], sigma in pixels, cut at four sigma or where a small map has nothing left to mirror;
-    0 leaves them as they are. With ``sigma_wide``, the geometric mean of both filters' maps: a change counts for more among
-    others, and keeps its outline.
+    """Gaussian filter of maps [N, H, W], sigma in pixels; 0 leaves them as they are. With ``sigma_wide``, the geometric mean of
+    both filters' maps: a change counts for more among others, and keeps its outline.
     """
     if sigma_wide:
         maps = maps.clamp(min=0)  # rounding may leave 1 - SSIM below 0
         return (smooth(maps, sigma) * smooth(maps, sigma_wide)).sqrt()
     if sigma == 0:
         return maps
-    return _blur(maps[:, None], sigma, min(int(4 * sigma + 0.5), *(side - 1 for side in maps.shape[1:])))[:, 0]
-
-
-def _blur(x: Tensor, sigma: float, reach: int) -> Tensor:
-    """Gaussian filter of [B, C, H, W], ``reach`` pixels to each side, mirrored at the border; rows, then columns."""
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
-    flat = F.pad(x.flatten(0, 1)[:, None], [reach] * 4, mode="reflect")
-    # SSIM subtracts nearly equal means: TensorFloat-32 would leave it the difference of two roundings.
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        return F.conv2d(F.conv2d(flat, kernel), kernel.mT).view_as(x)
+    return gaussian_blur(maps, sigma)
 
 
 def image_scores(maps: Tensor) -> Tensor:
@@ -109,7 +99,7 @@ def ssim_map(a: Tensor, b: Tensor, sigma: float = 1.5) -> Tensor:
     """Structural similarity of each pixel's 11 x 11 Gaussian neighbourhood, [B, C, H, W], at most 1 (Wang et al., 2004)."""
 
     def mean(x: Tensor) -> Tensor:
-        return _blur(x, sigma, 5)
+        return gaussian_blur(x, sigma, reach=5)
 
     c1, c2 = 0.01**2, 0.03**2
     mean_a, mean_b = mean(a), mean(b)

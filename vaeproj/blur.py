@@ -1,0 +1,41 @@
+"""The Gaussian filter behind smoothed residuals, anomaly maps and SSIM."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gaussian_blur(x: Tensor, sigma: float, reach: int | None = None) -> Tensor:
+    """Gaussian filter of images, mirrored at the border.
+
+    A product with a banded matrix from either side: on a CPU an order of magnitude faster than convolutions of one channel.
+
+    Args:
+        x: float [..., H, W].
+        sigma: pixels, above 0.
+        reach: pixels to each side, less than H and W; None: four sigma, or as far as a small image can be mirrored.
+    """
+    height, width = x.shape[-2:]
+    if reach is None:
+        reach = min(int(4 * sigma + 0.5), height - 1, width - 1)
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    # SSIM subtracts nearly equal means: TensorFloat-32 would leave it the difference of two roundings.
+    try:
+        return _band(height, sigma, reach, x) @ x @ _band(width, sigma, reach, x).mT
+    finally:
+        matmul.allow_tf32 = before
+
+
+def _band(side: int, sigma: float, reach: int, like: Tensor) -> Tensor:
+    """[side, side]: row i has the weight of every pixel j in blurred pixel i, that of its mirror images included."""
+    j = torch.arange(side, device=like.device, dtype=like.dtype)
+    i, last = j[:, None], side - 1
+
+    def kernel(distance: Tensor) -> Tensor:
+        return torch.exp(-0.5 * (distance / sigma) ** 2) * (distance.abs() <= reach)
+
+    # The border's own pixel is not doubled by its mirror.
+    weights = kernel(i - j) + kernel(i + j) * (j > 0) + kernel(2 * last - i - j) * (j < last)
+    return weights / weights.sum(1, keepdim=True)
