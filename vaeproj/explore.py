@@ -35,7 +35,8 @@ from .sheet import HEIGHT, THUMBNAIL, WIDTH, Run, Sheet, thumbnail
 from .workspace import Workspace, synthgrid_root
 
 KNOBS = (
-    "alpha", "lam", "iterations", "gradient", "soft_mask", "energy", "coarse_weight", "coarse_sigma", "stop_quantile", "stop_factor",
+    "alpha", "lam", "iterations", "gradient", "soft_mask", "energy", "coarse_weight", "coarse_sigma",
+    "stop_quantile", "stop_factor",
 )  # fmt: skip
 # Stations of the sliders between the bounds that Config itself sets; iterations end where an answer takes half a minute.
 LADDERS: dict[str, tuple[float, ...]] = {
