@@ -240,8 +240,14 @@ def clear_threshold(paths: list[np.ndarray], clearance: float = 5e-4) -> float:
 
 @pytest.mark.parametrize(
     "settings",
-    [config(), config(gradient="detached"), config(energy="bce", alpha=0.05), config(soft_mask=False, alpha=0.02)],
-    ids=["full", "detached", "bce", "unmasked"],
+    [
+        config(),
+        config(coarse_weight=2.0, coarse_sigma=1.5),
+        config(gradient="detached"),
+        config(energy="bce", alpha=0.05),
+        config(soft_mask=False, alpha=0.02),
+    ],
+    ids=["full", "coarse", "detached", "bce", "unmasked"],
 )
 def test_project_and_trajectory_are_the_descent_of_each_tile(vae, vae64, monkeypatch, settings):
     x_0 = graded(vae, 7)
@@ -357,14 +363,14 @@ def test_without_a_quantile_no_tile_stops(vae):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("chunk", [3, 2048])
-def test_on_a_gpu_the_descent_is_the_same(vae, vae64, monkeypatch, chunk):
+@pytest.mark.parametrize(("chunk", "coarse_weight"), [(3, 0.0), (2048, 0.0), (2048, 2.0)])
+def test_on_a_gpu_the_descent_is_the_same(vae, vae64, monkeypatch, chunk, coarse_weight):
     monkeypatch.setattr(projection, "CUDA_CHUNK", chunk)
-    x_0 = graded(vae, 9)
-    stop_at = clear_threshold([one_at_a_time(vae64, x[None], config())[1] for x in x_0], 2e-3)
+    x_0, settings = graded(vae, 9), config(coarse_weight=coarse_weight, coarse_sigma=1.5)
+    stop_at = clear_threshold([one_at_a_time(vae64, x[None], settings)[1] for x in x_0], 2e-3)
     assert stop_at > 0
-    expected = project(vae, x_0, config(), stop_at)
-    done = project(copy.deepcopy(vae).cuda(), x_0.cuda(), config(), stop_at)
+    expected = project(vae, x_0, settings, stop_at)
+    done = project(copy.deepcopy(vae).cuda(), x_0.cuda(), settings, stop_at)
     assert done.steps.tolist() == expected.steps.tolist()
     # The network runs in fp16 there: one part in 1000 of a residual, and a pixel at x_0 may take one step of lam more.
     difference = (done.image.cpu() - expected.image).abs()
