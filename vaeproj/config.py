@@ -72,9 +72,9 @@ class Config:
         "squared", "projection", "reconstruction term L_r, summed over the tile's pixels", choices=("squared", "bce")
     )
     coarse_weight: float = _param(
-        0.0, "projection", "weight of a second term of squared, of the smoothed x - f(x); 0: none", low=0.0, high=100.0
+        0.0, "projection", "weight of a second term in squared: smoothed x - f(x), squared; 0: none", low=0.0, high=100.0
     )
-    coarse_sigma: float = _param(4.0, "projection", "Gaussian that smooths it, pixels", low=0.1, high=64.0)
+    coarse_sigma: float = _param(4.0, "projection", "Gaussian that smooths x - f(x) in it, pixels", low=0.1, high=64.0)
     gradient: str = _param(
         "full", "projection", "full: through the VAE (paper); detached: f(x) held fixed", choices=("full", "detached")
     )
