@@ -38,6 +38,34 @@ def smoothed_maps(ws, seed):
     return smooth(anomaly_maps(ws.test_images, score, ws.config), ws.config.sigma)
 
 
+def test_a_killed_comparison_goes_on_where_it_stopped(open_ws, monkeypatch):
+    expected, expected_maps = compare(open_ws("seed=5"), SEEDS)
+    for path in benchmark.CACHE_DIR.iterdir():
+        path.unlink()
+    judge, calls = benchmark.judge, []
+
+    def killed_at_the_tenth(ws, score):
+        calls.append(score)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return judge(ws, score)
+
+    monkeypatch.setattr(benchmark, "judge", killed_at_the_tenth)
+    with pytest.raises(KeyboardInterrupt):
+        compare(open_ws("seed=5"), SEEDS)
+    methods, maps = compare(open_ws("seed=5"), SEEDS)
+    computed = len(calls)
+    assert computed == 1 + len(SEEDS) * (len(methods) - 1)  # the preset's own is one of the other rows
+    assert methods == expected
+    assert all(torch.equal(maps[name], expected_maps[name]) for name in expected_maps)
+    compare(open_ws("seed=5"), SEEDS)
+    assert len(calls) == computed
+    # Another setting is another result.
+    other, _ = compare(open_ws("seed=5 sigma=2.5"), SEEDS)
+    assert len(calls) > computed
+    assert other["preset's own"] != methods["preset's own"]
+
+
 def test_a_row_is_what_its_maps_say_and_a_mean_over_seeds(open_ws):
     ws = open_ws("seed=5")
     methods, maps = compare(ws, SEEDS)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,28 @@ def judge(ws: Workspace, score: Score) -> Result:
     return Result(maps, smoothed, evaluate(raw, ws.test.gt_masks, ws.test.defects, bootstrap=0))
 
 
+def _judged(ws: Workspace, name: str, score: Score, *, keep_maps: bool) -> Result:
+    """`judge`, or what an earlier run left of it: a comparison that was killed goes on at the method where it stopped.
+
+    Maps are as large as the images: without ``keep_maps`` there are none.
+    """
+    data = ws.train.digest + ws.test.digest + name + str(keep_maps)
+    path = CACHE_DIR / f"method-{ws.config.fingerprint(data=data + _code('article', 'benchmark'))}.npz"
+    if not path.exists():
+        result = judge(ws, score)
+        maps = (result.maps if keep_maps else result.maps[:0]).cpu().numpy()
+        metrics = json.dumps([result.smoothed, result.raw], default=np.ndarray.tolist)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".tmp")
+        with scratch.open("wb") as file:
+            np.savez(file, maps=maps, metrics=np.array(metrics))
+        scratch.replace(path)
+    with np.load(path) as saved:
+        return Result(torch.from_numpy(saved["maps"]), *json.loads(saved["metrics"].item()))
+
+
 def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Every method on the VAE of every seed.
+    """Every method on the VAE of every seed; each is computed once, then found by fingerprint.
 
     Returns:
         For each method the mean over seeds of each metric, ``raw`` metrics alike, ``seeds`` (a row each), and of the
@@ -113,10 +133,11 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
     for seed in seeds:
         chosen = ws.reconfigured(seed=seed)
         named = scores(chosen)
-        judged = {score: judge(chosen, score) for score in dict.fromkeys(named.values())}
+        judged: dict[Score, Result] = {}
         for name, score in named.items():
-            result = judged[score]
-            rows.setdefault(name, []).append(result if seed == seeds[0] else replace(result, maps=result.maps[:0]))
+            if score not in judged:
+                judged[score] = _judged(chosen, name, score, keep_maps=seed == seeds[0])
+            rows.setdefault(name, []).append(judged[score])
     methods: dict[str, Any] = {}
     for name, results in rows.items():
         first = results[0].smoothed
@@ -133,7 +154,7 @@ def _gain(own: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, dict[s
     result = {}
     for k, key in enumerate(METRICS):
         best = max(others, key=lambda other: other[key])
-        spread = np.std(own["replicates"][:, k] - best["replicates"][:, k], ddof=1)
+        spread = np.std(np.array(own["replicates"])[:, k] - np.array(best["replicates"])[:, k], ddof=1)
         result[key] = {"difference": own[key] - best[key], "standard_error": float(spread)}
     return result
 
@@ -214,9 +235,9 @@ def ablate(ws: Workspace, changes: dict[str, Any]) -> dict[str, float]:
     return json.loads(path.read_text())
 
 
-def _code() -> str:
+def _code(*more: str) -> str:
     """Hash of what turns a VAE and images into metrics: with other code, cached metrics are not found."""
-    modules = ("blur", "crops", "model", "projection", "localization")
+    modules = ("blur", "crops", "model", "projection", "localization", *more)
     return hashlib.sha256(b"".join(Path(__file__).with_name(f"{m}.py").read_bytes() for m in modules)).hexdigest()
 
 
