@@ -98,7 +98,7 @@ class Explorer:
         self.ws, self.limit = ws, limit
         self.vae = frozen_for_one(ws.vae) if ws.device.type == "cpu" else ws.vae
         self.runs: OrderedDict[tuple[object, ...], Run] = OrderedDict()
-        self._energies: dict[tuple[object, ...], Tensor] = {}
+        self._energies: dict[tuple[str, float, float], Tensor] = {}
 
     def start(self, name: str | None = None) -> Setting:
         """The workspace's own hyper-parameters at the defect of an image; None: of the first image with a defect."""

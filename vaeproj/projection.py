@@ -7,7 +7,7 @@ The squared residual is a soft mask: only what the VAE cannot explain moves. Ene
 one another in eval mode, so the gradient of their sum is each tile's own.
 
 Ours: with ``coarse_weight``, L_r takes the residual at two scales, as it is and smoothed. A VAE draws normal texture without
-its finest detail, which smoothing hides: the coarse term pulls at what is wrong beyond that, and repairs it in fewer steps.
+its finest detail, which smoothing hides: the coarse term pulls at what is wrong beyond that.
 """
 
 from __future__ import annotations
