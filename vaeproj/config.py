@@ -251,7 +251,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The article's recipe, its bugs mended.
     "blog": _ARTICLE,
     # For the highest localization with the article's network. Chosen without a test image: `proxy` pastes synthetic
-    # defects on held-out training images (README.md has what was tried).
+    # defects on held-out training images (results/reference/choosing_best.md has what was tried).
     "best": {
         "steps": 8000,
         "batch_size": 32,
