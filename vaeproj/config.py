@@ -250,8 +250,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The article's recipe, its bugs mended.
     "blog": _ARTICLE,
-    # For the highest localization with the article's network. Chosen without a test image: `proxy` pastes synthetic
-    # defects on held-out training images (results/reference/choosing_best.md has what was tried).
+    # For the highest localization with the article's network, as told by `proxy`: synthetic defects pasted on held-out
+    # training images. results/reference/choosing_best.md has what was tried, and what had been seen of the test images.
     "best": {
         "steps": 8000,
         "batch_size": 32,

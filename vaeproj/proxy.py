@@ -1,8 +1,8 @@
 """Settings chosen without labels: synthetic defects on held-out training images stand in for the real ones.
 
-No test image and no mask takes part in the choice of preset ``best``: some training images are held out, a VAE is
-trained on the rest, defects of six kinds are pasted on the held-out ones, and a setting is as good as its localization
-there. `proxy_workspace` puts such a test set in place of the real one, for `benchmark.ablate` and `sweep` (notebook 07).
+No test image and no mask is needed to choose hyper-parameters: some training images are held out, a VAE is trained on the
+rest, defects of six kinds are pasted on the held-out ones, and a setting is as good as its localization there.
+`proxy_workspace` puts such a test set in place of the real one, for `benchmark.ablate` and `sweep` (notebook 07).
 """
 
 from __future__ import annotations
