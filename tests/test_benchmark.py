@@ -1,5 +1,6 @@
 """Methods side by side: each row is what its own maps say, means are means over seeds, an ablation is computed once."""
 
+import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vaeproj import benchmark, workspace
-from vaeproj.benchmark import ablate, compare, means, save_maps, sweep, table
+from vaeproj.benchmark import ablate, compare, label_free_threshold, means, save_maps, sweep, table
 from vaeproj.localization import METRICS, anomaly_maps, smooth
 from vaeproj.mvtec import load_split
 from vaeproj.projection import project
@@ -90,6 +91,22 @@ def test_a_row_is_what_its_maps_say_and_a_mean_over_seeds(open_ws):
     lines = table(methods).splitlines()
     assert len(lines) == 2 + len(methods)
     assert f"{own['pixel_AP']:.4f}" in lines[-1]
+
+
+def test_a_label_free_threshold_sees_held_out_training_images_only(open_ws, category):
+    ws = open_ws("seed=5")
+    _ = ws.train
+    shutil.rmtree(category / "test")
+    x = torch.from_numpy(np.array(ws.train.images[:1])).float() / 255  # one of three is held out: the first
+
+    def score(tiles):
+        return (tiles - project(ws.vae, tiles, ws.config).image).abs()
+
+    maps = smooth(anomaly_maps((x * 255).byte(), score, ws.config), ws.config.sigma)
+    ranked = maps.flatten().sort().values
+    threshold = label_free_threshold(ws)
+    assert ranked[int(0.998 * len(ranked))] <= threshold <= ranked[-1]
+    assert (maps >= threshold).float().mean() == pytest.approx(0.001, abs=1 / len(ranked))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from vaeproj import benchmark
 from vaeproj.benchmark import sweep
+from vaeproj.config import UserError
 from vaeproj.proxy import KINDS, paste, proxy_split, proxy_workspace
 from vaeproj.workspace import Workspace
 
@@ -19,9 +20,10 @@ def images():
     return (127 + 100 * np.sin(0.6 * x + 0.3 * y + phase)).astype(np.uint8)
 
 
+@pytest.mark.parametrize("side", [96, 64])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_defect_changes_pixels_under_its_mask_only(images, kind):
-    before = images[0].astype(float)
+def test_a_defect_changes_pixels_under_its_mask_only(images, kind, side):
+    before = images[0, :, :side, :side].astype(float)
     after, where = paste(before, kind, np.random.default_rng(0))
     changed = np.abs(after - before)[0] > 12  # the soft edge fades beyond the mask
     assert 0 < where.sum() < where.size / 4
@@ -54,3 +56,10 @@ def test_a_choice_by_the_proxy_sees_no_test_image(category, seasoned_vae, monkey
     rows = sweep(proxy, "score", ["l1", "l2"])
     assert rows["pixel_AP"][0] != rows["pixel_AP"][1]
     assert all(w.train is proxy.train and w.test is proxy.test for w in trained)
+
+
+def test_one_image_cannot_be_held_out(category):
+    for name in ("002", "010"):
+        (category / f"train/good/{name}.png").unlink()
+    with pytest.raises(UserError, match=r"train/good holds one image.*at least two"):
+        proxy_workspace(Workspace.open("quick", "image_size=32 crop_size=16 stride=8", str(category.parent), "mesh", "cpu"))

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
+from .config import UserError
 from .mvtec import Split
 from .workspace import Workspace
 
@@ -52,7 +53,13 @@ def proxy_split(
 
 
 def proxy_workspace(ws: Workspace) -> Workspace:
-    """The training images of a workspace as a whole data set: a fifth, five at most, is tested on, with defects pasted."""
+    """The training images of a workspace as a whole data set: a fifth, five at most, is tested on, with defects pasted.
+
+    Raises:
+        UserError: a single training image leaves none to train on.
+    """
+    if len(ws.train.names) < 2:
+        raise UserError(f"{ws.folder / 'train/good'} holds one image: to hold one out, at least two are needed. Add more.")
     train, test, masks, defects = proxy_split(np.array(ws.train.images), held_out=max(1, min(5, len(ws.train.names) // 5)))
     digest = hashlib.sha256(f"proxy {ws.train.digest}".encode()).hexdigest()
     names = [f"{defect}/{i:03d}" for i, defect in enumerate(defects)]
@@ -123,7 +130,8 @@ def _offset(low: float, high: float) -> Callable[[np.ndarray, np.random.Generato
 
 def _swap(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     turned = np.rot90(image, int(rng.integers(1, 4)), axes=(1, 2)) if image.shape[1] == image.shape[2] else image
-    return np.roll(turned, tuple(int(rng.integers(32, n - 32)) for n in image.shape[1:]), axis=(1, 2))
+    shift = [int(rng.integers(margin, n - margin)) for n in image.shape[1:] for margin in [min(32, n // 4)]]
+    return np.roll(turned, shift, axis=(1, 2))
 
 
 _PAINT: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
