@@ -121,9 +121,9 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
 
     Returns:
         For each method the mean over seeds of each metric, ``raw`` metrics alike, ``seeds`` (a row each), and of the
-        first seed ``standard_error``, ``per_defect``, ``oracle_F1`` with its threshold, and ``gain`` over the best VAE
-        residual in each metric with the standard error of that difference, images resampled alike for both; and the
-        first seed's smoothed maps.
+        first seed ``standard_error``, ``per_defect`` and ``oracle_F1`` with its threshold; ``gain``, the mean over the best
+        VAE residual's mean in each metric, with the standard error of that difference in the first seed, images
+        resampled alike for both. And the first seed's smoothed maps.
     """
     rows: dict[str, list[Result]] = {}
     for seed in seeds:
@@ -141,18 +141,22 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
         methods[name]["raw"] = {key: float(np.mean([r.raw[key] for r in results])) for key in METRICS}
         methods[name]["seeds"] = {str(s): {k: r.smoothed[k] for k in METRICS} for s, r in zip(seeds, results, strict=True)}
         methods[name] |= {key: value for key, value in first.items() if key not in (*METRICS, "replicates")}
-        methods[name]["gain"] = _gain(first, [r[0].smoothed for other, r in rows.items() if other.startswith("VAE")])
+        methods[name]["gain"] = _gain(results, [r for other, r in rows.items() if other.startswith("VAE")])
     return methods, {name: results[0].maps for name, results in rows.items()}
 
 
-def _gain(own: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """How far one method lies above the best of others, metric by metric, and the paired standard error."""
-    result = {}
+def _gain(own: list[Result], others: list[list[Result]]) -> dict[str, dict[str, float]]:
+    """How far one method's mean over seeds lies above the best of others, and the paired standard error of the first seed."""
+
+    def mean(results: list[Result], key: str) -> float:
+        return float(np.mean([result.smoothed[key] for result in results]))
+
+    gain = {}
     for k, key in enumerate(METRICS):
-        best = max(others, key=lambda other: other[key])
-        spread = np.std(np.array(own["replicates"])[:, k] - np.array(best["replicates"])[:, k], ddof=1)
-        result[key] = {"difference": own[key] - best[key], "standard_error": float(spread)}
-    return result
+        best = max(others, key=lambda other: mean(other, key))
+        one, other = (np.array(results[0].smoothed["replicates"])[:, k] for results in (own, best))
+        gain[key] = {"difference": mean(own, key) - mean(best, key), "standard_error": float(np.std(one - other, ddof=1))}
+    return gain
 
 
 def label_free_threshold(ws: Workspace) -> float:

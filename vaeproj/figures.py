@@ -139,6 +139,11 @@ def _displayable(image: np.ndarray) -> np.ndarray:
     return image if image.ndim == 2 else image[0] if len(image) == 1 else image.transpose(1, 2, 0).clip(0, 1)
 
 
+def _root(maps: np.ndarray) -> np.ndarray:
+    """Square roots: maps of very different height share a colour scale, and the weak ones still show."""
+    return np.sqrt(np.maximum(maps, 0))
+
+
 def _range(row: Sequence[np.ndarray], cmap: str) -> tuple[float, float]:
     if cmap == "gray":
         return 0.0, 1.0
@@ -311,7 +316,7 @@ def lam_alpha(pictures: np.ndarray, alphas: np.ndarray, lams: np.ndarray) -> Fig
 def article_bugs(images: np.ndarray, changes: np.ndarray, names: np.ndarray, titles: np.ndarray) -> Figure:
     """What the article's loop changes, |x_T - x_0| [V, n, c, c], with each of its bugs by itself; one colour scale a row."""
     maps = ["gray", *[CHANGE] * len(changes)]
-    return grid([images, *changes], ["image", *names.tolist()], titles, maps=maps, side=1.0)
+    return grid([images, *map(_root, changes)], ["image", *names.tolist()], titles, maps=maps, side=1.0)
 
 
 # --- 05 figures
@@ -327,16 +332,20 @@ def comparison(
 
 @figure
 def restoration(names: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> Figure:
-    """PSNR to the scene without its defect, inside and outside the mask, [methods, images] each, dB."""
+    """PSNR to the scene without its defect, inside and outside the mask, [methods, images] each, dB.
+
+    The first method is the test image: outside the mask it is nearly the truth itself, far above the others, and left out.
+    """
     drawn = Figure(figsize=(7, 2.5))
-    for axis, values, title in zip(
-        drawn.subplots(1, 2), (inside, outside), ("inside the mask", "outside the mask"), strict=True
-    ):
+    left, right = drawn.subplots(1, 2)
+    panels = ((left, names, inside, "inside the mask"), (right, names[1:], outside[1:], "outside the mask"))
+    for axis, methods, values, title in panels:
         finite = [row[np.isfinite(row)] for row in values]  # infinite where a picture is the truth itself
+        at = range(1, len(methods) + 1)
         axis.boxplot(finite, widths=0.5, medianprops={"color": "C1"}, flierprops={"ms": 3})
-        axis.plot(range(1, len(names) + 1), [row.mean() if len(row) else np.nan for row in finite], "D", ms=4, label="mean")
-        axis.set(xticks=range(1, len(names) + 1), xticklabels=names.tolist(), ylabel="PSNR, dB", title=title)
-    axis.legend()
+        axis.plot(at, [row.mean() if len(row) else np.nan for row in finite], "D", ms=4, label="mean")
+        axis.set(xticks=at, xticklabels=methods.tolist(), ylabel="PSNR, dB", title=title)
+    left.legend()
     return drawn
 
 
@@ -358,14 +367,15 @@ def roc_pro(fpr: np.ndarray, recall: np.ndarray, pro: np.ndarray, names: np.ndar
 @figure
 def gallery(images: np.ndarray, masks: np.ndarray, residuals: np.ndarray, maps: np.ndarray, titles: np.ndarray) -> Figure:
     """Whole images with their masks outlined, the VAE residual's map and the projection's, one column each."""
+    rows = [images, _root(residuals), _root(maps)]
     labels = ["image", "VAE residual", "projection"]
-    return grid([images, residuals, maps], labels, titles, maps=["gray", CHANGE, CHANGE], outlines=masks, side=1.35)
+    return grid(rows, labels, titles, maps=["gray", CHANGE, CHANGE], outlines=masks, side=1.35)
 
 
 @figure
 def cases(images: np.ndarray, masks: np.ndarray, maps: np.ndarray, titles: np.ndarray) -> Figure:
     """The images localized best and worst, with their anomaly maps."""
-    return grid([images, maps], ["image", "anomaly map"], titles, maps=["gray", CHANGE], outlines=masks, side=1.5)
+    return grid([images, _root(maps)], ["image", "anomaly map"], titles, maps=["gray", CHANGE], outlines=masks, side=1.5)
 
 
 # --- 07 ablations
@@ -390,8 +400,8 @@ def ablation(**curves: np.ndarray) -> Figure:
         axis.plot(np.arange(len(values)), curves[name].T, "o-", ms=3)
         axis.axvline(int(curves[f"{name}_own"]), color="0.5", ls=":", lw=1)
         axis.set(title=name, xticks=range(len(values)))
-        axis.set_xticklabels(values.tolist(), fontsize=6, rotation=30 if max(map(len, values)) > 5 else 0)
-    axes[0].legend(["AUROC", "AUPRO", "AP"], fontsize=6)
+        axis.set_xticklabels(values.tolist(), fontsize=7)
+    axes[0].legend(["AUROC", "AUPRO", "AP"], fontsize=7)
     return drawn
 
 
