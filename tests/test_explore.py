@@ -205,7 +205,9 @@ def test_picture_command_draws_the_same_picture(ws, explorer, tmp_path, values, 
     np.testing.assert_array_equal(np.asarray(Image.open(out)), np.asarray(expected))
 
 
-@pytest.mark.parametrize("words", [["bent/999"], ["bent/003", "--iteration", "7"], ["bent/003", "--set", "alpha=-1"]])
+@pytest.mark.parametrize(
+    "words", [["bent/999"], ["bent/003", "--iteration", "7"], ["bent/003", "--set", "alpha=-1"], ["bent/003", "--out", "x"]]
+)
 def test_picture_command_tells_mistakes(ws, words, capsys):
     options = f"--preset quick --data-root {ws.folder.parent} --category mesh " + " ".join(
         f"--set {s}" for s in SETTINGS.split()

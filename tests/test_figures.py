@@ -57,6 +57,19 @@ def test_unknown_or_missing_figure_is_one_sentence(tmp_path):
         redraw("comparison", tmp_path)
 
 
+@pytest.mark.parametrize("arrays", [{"wrong": np.zeros(1)}, None])
+def test_arrays_of_another_version_or_cut_short_are_one_sentence(tmp_path, refuses, arrays):
+    crops = np.zeros((2, 1, 8, 8), np.float32)
+    save("crops", tmp_path, "f", plain=crops, augmented=crops)
+    path = tmp_path / "crops.npz"
+    if arrays is None:
+        path.write_bytes(path.read_bytes()[:-40])
+    else:
+        np.savez(path, fingerprint=np.asarray("f"), **arrays)
+    with refuses(path, "run the notebook again"):
+        redraw("crops", tmp_path)
+
+
 def test_every_figure_has_a_description():
     for name, function in FIGURES.items():
         assert function.__doc__, name

@@ -61,5 +61,5 @@ def test_a_choice_by_the_proxy_sees_no_test_image(category, seasoned_vae, monkey
 def test_one_image_cannot_be_held_out(category):
     for name in ("002", "010"):
         (category / f"train/good/{name}.png").unlink()
-    with pytest.raises(UserError, match=r"train/good holds one image.*at least two"):
+    with pytest.raises(UserError, match=r"train/good holds one image: add more"):
         proxy_workspace(Workspace.open("quick", "image_size=32 crop_size=16 stride=8", str(category.parent), "mesh", "cpu"))

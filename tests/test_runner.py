@@ -14,7 +14,7 @@ from vaeproj import runner
 from vaeproj.__main__ import main
 from vaeproj.config import UserError
 from vaeproj.figures import save
-from vaeproj.runner import Request, run
+from vaeproj.runner import Request, publish, run
 
 ONE_CELL = """
 from vaeproj.workspace import Workspace
@@ -68,7 +68,9 @@ def test_a_run_folder_says_what_it_was_made_from(tmp_path, data_root, notebooks)
     assert manifest["images"] == {"train": 2, "test": 2}
     assert manifest["packages"]["torch"]
     assert len(manifest["data"]["train"]) == 64
-    assert set(manifest["seconds"]) == {"01_a"}
+    assert set(manifest["notebooks"]) == {"01_a"}
+    assert manifest["notebooks"]["01_a"]["seconds"] > 0
+    assert manifest["notebooks"]["01_a"]["commit"] == manifest["commit"]
     assert "partial" not in (folder / "01_a.ipynb").read_text()
     assert sorted(p.name for p in tmp_path.iterdir() if "run" in p.name) == ["run"]
 
@@ -113,7 +115,7 @@ def test_mistakes_end_in_one_sentence_and_write_nothing(tmp_path, data_root, not
         "no preset 'nope'": [*base, "--preset", "nope"],
         "no hyper-parameter 'alhpa'": [*base, "--set", "alhpa=1"],
         "alpha = 'big'": [*base, "--set", "alpha=big"],
-        "write it as NAME=VALUE": [*base, "--set", "alpha"],
+        "not of the form NAME=VALUE": [*base, "--set", "alpha"],
         "no CUDA GPU": [*base, "--device", "cuda"],
         "no device 'tpu'": [*base, "--device", "tpu"],
         "is not a folder": [*base, "--data-root", str(tmp_path / "nowhere")],
@@ -122,6 +124,8 @@ def test_mistakes_end_in_one_sentence_and_write_nothing(tmp_path, data_root, not
         "has no mask": [*base, "--data-root", str(tmp_path / "maskless")],
         "not the folder of a run": [*base, "--out", str(foreign)],
         "has no parameter": [*base[:1], "02", *base[2:]],
+        "check the path": ["data", "synth", "--data-root", str(foreign / "thesis.txt")],
+        "unknown url type": ["data", "download", "--url", "nowhere", "--data-root", str(data_root)],
         "not the folder of a finished run": ["figures", "comparison", "--run", str(tmp_path / "nowhere")],
     }
     for sentence, arguments in cases.items():
@@ -139,6 +143,26 @@ def _has_cuda():
     import torch
 
     return torch.cuda.is_available()
+
+
+def test_what_is_no_run_cannot_be_published(tmp_path, data_root, notebooks, refuses):
+    with refuses("no executed notebooks"):
+        publish(tmp_path / "nowhere")
+    notebooks("01_a")
+    notebooks("02_b")
+    folder = run(request(tmp_path, data_root, notebooks=("01", "02")), progress=False)
+    notebooks("02_b", "pass")
+    before = (tmp_path / "notebooks/01_a.ipynb").read_bytes()
+    with refuses("not a run of today's 02_b.ipynb"):
+        publish(folder)
+    assert (tmp_path / "notebooks/01_a.ipynb").read_bytes() == before
+
+
+def test_a_kernel_that_dies_is_one_sentence(tmp_path, data_root, notebooks, refuses):
+    notebooks("01_a", "import os\nos._exit(9)")
+    with refuses("01_a broke off", "memory"):
+        run(request(tmp_path, data_root), progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_module_is_a_command():

@@ -313,6 +313,19 @@ def test_a_run_killed_inside_load_or_train_goes_on(images, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == [trained.path]
 
 
+def test_a_last_batch_of_one_is_refused(images, refuses):
+    with refuses("10 images", "batches of 3", "batch_size"):  # 3 + 3 + 3 + 1
+        training.fit(images, toy(steps=0, epochs=1, batch_size=3), progress=False)
+
+
+def test_a_checkpoint_of_other_code_is_refused(images, tmp_path, refuses):
+    config = toy(steps=1)
+    path = training.load_or_train(images, config, "digest", folder=tmp_path, progress=False).path
+    training._write(path, {"vae.gone": torch.zeros(1)}, config)
+    with refuses("of another version", path, "remove"):
+        training.load_or_train(images, config, "digest", folder=tmp_path, progress=False)
+
+
 @pytest.mark.parametrize("length", [0, 4, 1000, -1])
 def test_a_checkpoint_cut_short_is_refused(images, tmp_path, refuses, length):
     config = toy(steps=1)

@@ -17,6 +17,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"vaeproj: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"vaeproj: {error.filename}: {error.strerror}; check the path and the room on its disk.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("vaeproj: interrupted; the same command goes on from the last saved state.", file=sys.stderr)
         return 130
@@ -66,9 +69,6 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> None:
     from .runner import TUTORIAL, Request, run
 
-    for item in arguments.settings:
-        if "=" not in item:
-            raise UserError(f"--set {item}: write it as NAME=VALUE, such as --set alpha=0.2.")
     folder = run(
         Request(
             tuple(arguments.notebooks) or TUTORIAL, arguments.preset, " ".join(arguments.settings),
@@ -90,12 +90,12 @@ def _data(arguments: argparse.Namespace) -> None:
     from .config import DATA_DIR
     from .synthgrid import write_synthgrid
 
-    root = Path(arguments.data_root) if arguments.data_root else DATA_DIR / "synthgrid"
+    default = DATA_DIR / ("mvtec_ad" if arguments.action == "download" else "synthgrid")
+    root = Path(arguments.data_root).expanduser() if arguments.data_root else default
     if arguments.action == "synth":
         print(f"SynthGrid: {write_synthgrid(root)}")
     elif arguments.action == "download":
         print(mvtec.LICENCE)
-        root = Path(arguments.data_root) if arguments.data_root else DATA_DIR / "mvtec_ad"
         mvtec.download(root, category=arguments.category or None, url=arguments.url or mvtec.ARCHIVE_URL)
         print(f"MVTec AD: {root}")
     else:

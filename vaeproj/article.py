@@ -48,7 +48,7 @@ def article_loop(vae: VAE, tiles: Tensor, config: Config, bugs: tuple[str, ...] 
         energy.backward(retain_graph="stale_gradient" in bugs)
         gradient = (x_0 if "stale_gradient" in bugs else x).grad
         mask = (x - picture.detach()).square() if config.soft_mask else 1.0
-        moved = x - config.alpha * gradient.clone() * mask
+        moved = x - config.alpha * gradient * mask
         # Swapped and stale together the gradient overflows on saturated pixels: where it is no number, nothing moves.
         x = torch.where(moved.isnan(), x.detach(), moved).clamp(0, 1)
     return x.detach()

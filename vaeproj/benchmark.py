@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from .article import BUGS, article_loop
 from .config import PRESETS, RESULTS_DIR, Config
 from .crops import to_device, to_unit
+from .files import written_whole
 from .localization import (
     METRICS,
     anomaly_maps,
@@ -37,6 +38,7 @@ from .workspace import Workspace
 
 CACHE_DIR = RESULTS_DIR / "cache"
 LABEL_FREE_QUANTILE = 0.999  # of normal images' anomaly maps
+ARTICLE = {key: PRESETS["blog"][key] for key in ("energy", "alpha", "lam", "iterations")}
 # Tiles a call of the article's loop: its stale gradient keeps the graph of every iteration in memory.
 ARTICLE_CHUNK = {"cpu": 32, "cuda": 256}
 
@@ -49,8 +51,7 @@ def scores(ws: Workspace) -> dict[str, Score]:
     The last is the preset's own, the headline.
     """
     config, vae = ws.config, ws.vae
-    recipe = {key: PRESETS["blog"][key] for key in ("energy", "alpha", "lam", "iterations")}
-    article = config.replace(**recipe, gradient="full", soft_mask=True, stop_quantile=None)
+    article = config.replace(**ARTICLE, gradient="full", soft_mask=True, stop_quantile=None)
     quantile = 0.9 if config.stop_quantile is None else config.stop_quantile
     projections = {
         "projection, detached": config.replace(gradient="detached", stop_quantile=None),
@@ -101,17 +102,14 @@ def _judged(ws: Workspace, name: str, score: Score, *, keep_maps: bool) -> Resul
 
     Maps are as large as the images: without ``keep_maps`` there are none.
     """
-    data = ws.train.digest + ws.test.digest + name + str(keep_maps)
-    path = CACHE_DIR / f"method-{ws.config.fingerprint(data=data + _code('article', 'benchmark'))}.npz"
+    key = f"{_made_from(ws, 'article', 'benchmark')} {ARTICLE} {name} {keep_maps}"
+    path = CACHE_DIR / f"method-{ws.config.fingerprint(data=key)}.npz"
     if not path.exists():
         result = judge(ws, score)
         maps = (result.maps if keep_maps else result.maps[:0]).cpu().numpy()
         metrics = json.dumps([result.smoothed, result.raw], default=np.ndarray.tolist)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".tmp")
-        with scratch.open("wb") as file:
-            np.savez(file, maps=maps, metrics=np.array(metrics))
-        scratch.replace(path)
+        with written_whole(path) as scratch:
+            np.savez(scratch, maps=maps, metrics=np.array(metrics))
     with np.load(path) as saved:
         return Result(torch.from_numpy(saved["maps"]), *json.loads(saved["metrics"].item()))
 
@@ -128,9 +126,8 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
     rows: dict[str, list[Result]] = {}
     for seed in seeds:
         chosen = ws.reconfigured(seed=seed)
-        named = scores(chosen)
         judged: dict[Score, Result] = {}
-        for name, score in named.items():
+        for name, score in tqdm(scores(chosen).items(), desc=f"seed {seed}", unit="method"):
             if score not in judged:
                 judged[score] = _judged(chosen, name, score, keep_maps=seed == seeds[0])
             rows.setdefault(name, []).append(judged[score])
@@ -236,25 +233,26 @@ def ablate(ws: Workspace, changes: dict[str, Any]) -> dict[str, float]:
     """
     changed = ws.reconfigured(**changes)
     config = changed.config
-    path = CACHE_DIR / f"ablation-{config.fingerprint(data=ws.train.digest + ws.test.digest + _code())}.json"
+    path = CACHE_DIR / f"ablation-{config.fingerprint(data=_made_from(ws))}.json"
     if not path.exists():
         score = projection_score(changed.vae, config, changed.stop_at)
         maps = smooth(anomaly_maps(ws.test_images, score, config), config.sigma, config.sigma_wide)
         metrics = evaluate(maps, ws.test.gt_masks, ws.test.defects, bootstrap=0)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text(json.dumps({key: metrics[key] for key in METRICS}))
-        scratch.replace(path)
+        with written_whole(path) as scratch:
+            scratch.write_text(json.dumps({key: metrics[key] for key in METRICS}))
     return json.loads(path.read_text())
 
 
-def _code(*more: str) -> str:
-    """Hash of what turns a VAE and images into metrics: with other code, cached metrics are not found."""
+def _made_from(ws: Workspace, *more: str) -> str:
+    """Data, kind of device, and hash of the modules that turn a VAE and images into metrics: with others, cached metrics are
+    not found.
+    """
     modules = ("blur", "crops", "model", "projection", "localization", *more)
-    return hashlib.sha256(b"".join(Path(__file__).with_name(f"{m}.py").read_bytes() for m in modules)).hexdigest()
+    code = hashlib.sha256(b"".join(Path(__file__).with_name(f"{m}.py").read_bytes() for m in modules)).hexdigest()
+    return f"{ws.train.digest} {ws.test.digest} {ws.device.type} {code}"
 
 
 def sweep(ws: Workspace, name: str, values: Sequence[Any]) -> dict[str, list[float]]:
     """`ablate` along the values of one hyper-parameter: lists in the order of ``values`` for each metric."""
-    rows = [ablate(ws, {name: value}) for value in values]
-    return {key: [row[key] if row[key] is not None else math.nan for row in rows] for key in METRICS}
+    rows = [ablate(ws, {name: value}) for value in tqdm(values, desc=name, unit="value")]
+    return {key: [row[key] for row in rows] for key in METRICS}

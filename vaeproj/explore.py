@@ -378,6 +378,8 @@ def main(argv: list[str] | None = None) -> int:
         ws = Workspace.open(a.preset, " ".join(a.settings), a.data_root, a.category, a.device)
         explorer = Explorer(ws)
         setting = explorer.start(a.image)
+        if a.out.suffix.lower() not in (".png", ".jpg", ".webp") or not a.out.absolute().parent.is_dir():
+            raise UserError(f"--out {a.out}: name a picture, such as explore.png, in a folder that exists.")
         if a.crop:
             setting = dataclasses.replace(setting, left=a.crop[0], top=a.crop[1])
         t = ws.config.iterations if a.iteration is None else a.iteration

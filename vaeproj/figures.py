@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import io
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,9 +66,13 @@ def redraw(name: str, folder: Path) -> Figure:
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.npz"))) or "none"
         raise UserError(f"{folder} has no figure '{name}' (there: {there}): run the notebook that makes it first.")
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    fingerprint = str(arrays.pop("fingerprint"))
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        fingerprint = str(arrays.pop("fingerprint"))
+        inspect.signature(FIGURES[name]).bind(**arrays)
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is cut short or of another version ({error}): run the notebook again.") from error
     with matplotlib.style.context(STYLE):
         drawn = FIGURES[name](**arrays)
         drawn.savefig(path.with_suffix(".png"), metadata={"Software": None, "Description": f"vaeproj {name} {fingerprint}"})

@@ -71,11 +71,11 @@ def residual_score(vae: VAE, kind: str) -> Callable[[Tensor], Tensor]:
     return score
 
 
-def projection_score(vae: VAE, config: Config, stop_at: float = 0.0, *, progress: bool = False) -> Callable[[Tensor], Tensor]:
+def projection_score(vae: VAE, config: Config, stop_at: float = 0.0) -> Callable[[Tensor], Tensor]:
     """What the projection changed (paper, section 3.3), measured as ``config.score`` says."""
 
     def score(tiles: Tensor) -> Tensor:
-        image = project(vae, tiles, config, stop_at, progress=progress).image
+        image = project(vae, tiles, config, stop_at).image
         pairs = zip(tiles.split(512), image.split(512), strict=True)
         return torch.cat([difference(a, b, config.score) for a, b in pairs])
 
@@ -287,7 +287,7 @@ def _replicates(ranking: Ranking, scores: np.ndarray, gt_labels: np.ndarray, boo
     number, pixels = len(scores), len(ranking.score)
     bins = min(BINS, pixels)
     # A bin ends only where a run of equal scores does.
-    ends = torch.linspace(pixels / bins, pixels, bins, device=ranking.score.device).round().long() - 1
+    ends = torch.linspace(pixels / bins, pixels, bins, dtype=torch.float64, device=ranking.score.device).round().long() - 1
     run_end = ranking.last.nonzero()[:, 0]
     edges = run_end[torch.searchsorted(run_end, ends)].unique()
     slot = torch.searchsorted(edges, torch.arange(pixels, device=edges.device)) + ranking.image.long() * len(edges)

@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .config import DATA_DIR, UserError
+from .files import written_whole
 
 CATEGORIES = (
     "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut",
@@ -140,16 +142,13 @@ def check(folder: Path) -> dict[str, int]:
     Raises:
         UserError: what `load_split` refuses.
     """
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for split in ("train", "test"):
-        for path in _image_paths(folder, split):
-            _decode_item(path, _mask_path(folder, path), *_read_pair((path, _mask_path(folder, path))), 64)
-            key = path.parent.relative_to(folder).as_posix()
-            counts[key] = counts.get(key, 0) + 1
-            if path.parent.name != "good":
-                key = f"ground_truth/{path.parent.name}"
-                counts[key] = counts.get(key, 0) + 1
-    return counts
+        for defect in load_split(folder, split, 64, cache=None).defects:
+            counts[f"{split}/{defect}"] += 1
+            if defect != "good":
+                counts[f"ground_truth/{defect}"] += 1
+    return dict(counts)
 
 
 def download(
@@ -291,18 +290,9 @@ def _load_decoded(stem: Path | None) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _save_decoded(stem: Path, arrays: tuple[np.ndarray, np.ndarray]) -> None:
-    """Write beside, then rename: a killed writer leaves no half file under the final name."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     for array, kind in zip(arrays, ("images", "masks"), strict=True):
-        with tempfile.NamedTemporaryFile(dir=stem.parent, suffix=".tmp", delete=False) as file:
-            scratch = Path(file.name)
-            try:
-                np.save(file, array)
-            except BaseException:
-                file.close()
-                scratch.unlink()
-                raise
-        scratch.replace(f"{stem}-{kind}.npy")
+        with written_whole(Path(f"{stem}-{kind}.npy")) as path, path.open("wb") as file:
+            np.save(file, array)
 
 
 def _fetch(url: str, target: Path, progress: bool) -> None:
@@ -311,8 +301,8 @@ def _fetch(url: str, target: Path, progress: bool) -> None:
         return
     part = target.with_name(target.name + ".part")
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         with urllib.request.urlopen(request, timeout=60) as response:
             if response.status != 206:  # the server sends the whole file, whatever we asked for
                 have = 0
@@ -327,7 +317,7 @@ def _fetch(url: str, target: Path, progress: bool) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:  # 416: the part file already holds every byte
             raise UserError(f"{url} answered {error.code} {error.reason}: pass --url another copy of the archive.") from error
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(
             f"{url} could not be fetched ({error}): run the command again to go on, or pass --url another copy."
         ) from error

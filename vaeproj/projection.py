@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from .blur import gaussian_blur
 from .config import Config
@@ -26,7 +25,7 @@ from .model import VAE, frozen, has_native_bf16
 
 CPU_CHUNK = 64  # tiles worked on at once
 CUDA_CHUNK = 2048
-CUDA_BYTES_PER_TILE = 24 << 20  # activations kept for the gradient of one 128 x 128 tile, with room to spare
+CUDA_BYTES_PER_PIXEL = 1536  # of a tile: activations kept for the gradient, with room to spare
 REFILL_EVERY = 5  # iterations between two looks at which tiles have stopped
 
 
@@ -150,7 +149,7 @@ def trajectory(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0) ->
     return Trajectory(stack, torch.stack(pictures), torch.stack(terms), (stack - tiles).abs().sum((2, 3, 4)))
 
 
-def project(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0, *, progress: bool = False) -> Projection:
+def project(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0) -> Projection:
     """Project many tiles; the same numbers as the last frame of `trajectory`, in bounded memory.
 
     A window of tiles is worked on at once; those that stopped or reached ``config.iterations`` leave it and others
@@ -160,15 +159,12 @@ def project(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0, *, pr
         vae: any `VAE` in eval mode.
         tiles: x_0, [B, C, H, W] in [0, 1], on the VAE's device.
         stop_at: a tile with L_r below this moves no more (`stopping_energy`).
-        progress: show a bar over tiles.
     """
     window = _Window(frozen(vae, _precision(tiles.device)), tiles, config, stop_at)
     result, steps = tiles.clone(), torch.zeros(len(tiles), dtype=torch.long, device=tiles.device)
-    with tqdm(total=len(tiles), desc="projecting", unit="tile", disable=not progress) as bar:
-        while window.busy():
-            index, image, taken = window.advance()
-            result[index], steps[index] = image, taken
-            bar.update(len(index))
+    while window.busy():
+        index, image, taken = window.advance()
+        result[index], steps[index] = image, taken
     return Projection(result, steps)
 
 
@@ -178,18 +174,13 @@ class _Window:
     def __init__(self, vae: VAE, tiles: Tensor, config: Config, stop_at: float) -> None:
         self.vae, self.tiles, self.config, self.stop_at = vae, tiles, config, stop_at
         self.waiting = 0 if config.iterations else len(tiles)  # index of the next tile to enter
-        self.graphs: dict[int, Callable[[], None]] = {}
-        self._resize(min(len(tiles), _chunk(tiles.device)))
-
-    def _resize(self, size: int) -> None:
-        """Fresh, empty slots."""
-        device = self.tiles.device
-        self.x = self.tiles.new_zeros(size, *self.tiles.shape[1:])
+        size, device = min(len(tiles), _chunk(tiles)), tiles.device
+        self.x = tiles.new_zeros(size, *tiles.shape[1:])
         self.x_0 = torch.zeros_like(self.x)
         self.index = torch.zeros(size, dtype=torch.long, device=device)
         self.age = torch.full((size,), -1, device=device)
         self.running = torch.zeros(size, dtype=torch.bool, device=device)
-        self.graphs.clear()
+        self.graph: Callable[[], None] | None = None  # of an iteration over these very slots
 
     def busy(self) -> bool:
         return self.waiting < len(self.tiles) or bool((self.age >= 0).any())
@@ -215,17 +206,15 @@ class _Window:
         full = (self.age >= 0).nonzero()[:, 0]
         # Halving at least keeps the number of captured graphs small.
         if self.waiting == len(self.tiles) and len(full) <= len(self.age) // 2:
-            kept = self.x[full], self.x_0[full], self.index[full], self.age[full], self.running[full]
-            self._resize(len(full))
-            self.x, self.x_0, self.index, self.age, self.running = kept
+            self.x, self.x_0, self.index = self.x[full], self.x_0[full], self.index[full]
+            self.age, self.running, self.graph = self.age[full], self.running[full], None
 
     def _iterate(self) -> None:
         if self.tiles.device.type != "cuda":
             return self._step()
-        size = len(self.x)
-        if size not in self.graphs:
-            self.graphs[size] = self._capture()
-        return self.graphs[size]()
+        if self.graph is None:
+            self.graph = self._capture()
+        return self.graph()
 
     def _step(self) -> None:
         moved, _, l_r = step(self.vae, self.x, self.x_0, self.config)
@@ -259,9 +248,9 @@ def _precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_native_bf16(device) else torch.float32
 
 
-def _chunk(device: torch.device) -> int:
-    """How many tiles to work on at once: a fixed number, fewer only where memory is short."""
-    if device.type != "cuda":
+def _chunk(tiles: Tensor) -> int:
+    """How many tiles to work on at once. It does not depend on what ran before: sums, and so bits, may depend on it."""
+    if tiles.device.type != "cuda":
         return CPU_CHUNK
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(1, min(CUDA_CHUNK, free // CUDA_BYTES_PER_TILE))
+    memory = torch.cuda.get_device_properties(tiles.device).total_memory
+    return max(1, min(CUDA_CHUNK, 3 * memory // 4 // (CUDA_BYTES_PER_PIXEL * tiles[0, 0].numel())))

@@ -59,9 +59,9 @@ def proxy_workspace(ws: Workspace) -> Workspace:
         UserError: a single training image leaves none to train on.
     """
     if len(ws.train.names) < 2:
-        raise UserError(f"{ws.folder / 'train/good'} holds one image: to hold one out, at least two are needed. Add more.")
+        raise UserError(f"{ws.folder / 'train/good'} holds one image: add more, since one is to be held out.")
     train, test, masks, defects = proxy_split(np.array(ws.train.images), held_out=max(1, min(5, len(ws.train.names) // 5)))
-    digest = hashlib.sha256(f"proxy {ws.train.digest}".encode()).hexdigest()
+    digest = hashlib.sha256(train.tobytes() + test.tobytes() + masks.tobytes()).hexdigest()
     names = [f"{defect}/{i:03d}" for i, defect in enumerate(defects)]
     good, clean = ["good"] * len(train), np.zeros((len(train), *masks.shape[1:]), np.uint8)
     proxy = replace(ws)
@@ -94,7 +94,7 @@ def _blob(height: int, width: int, radius: float, rng: np.random.Generator) -> n
 
 
 def _curve(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A smooth thin line, one to two hundredths of a side thick or less, that bends as it goes."""
+    """A smooth line that bends as it goes, at most a hundredth of a side thick."""
     side = min(height, width)
     steps = int(rng.uniform(0.15, 0.45) * side)
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.6 / np.sqrt(side)) + rng.normal(0, 0.04, steps))

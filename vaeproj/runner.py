@@ -22,6 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from .config import PROJECT_ROOT, RESULTS_DIR, UserError
+from .files import swap_in
 from .workspace import Workspace
 
 NOTEBOOK_DIR = PROJECT_ROOT / "notebooks"
@@ -32,7 +33,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked to run; the fields of `Workspace.open` except ``out`` are the notebooks' parameters."""
+    """What the user asked to run; all but ``notebooks`` are the arguments of `Workspace.open`."""
 
     notebooks: tuple[str, ...] = TUTORIAL
     preset: str = "quick"
@@ -79,11 +80,12 @@ def run(request: Request, *, progress: bool = True) -> Path:
     manifest = _manifest(request, workspace)
     staging = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
-        seconds = _begin(folder, staging, manifest)
+        notebooks = _begin(folder, staging, manifest)
         for path in paths:
-            seconds[path.stem] = _execute(path, staging, request, progress)
-        (staging / MANIFEST).write_text(json.dumps(manifest | {"seconds": seconds}, indent=1, sort_keys=True) + "\n")
-        _replace(folder, staging)
+            seconds = _execute(path, staging, request, progress)
+            notebooks[path.stem] = {"seconds": seconds, "commit": manifest["commit"], "device": manifest["device"]}
+        (staging / MANIFEST).write_text(json.dumps(manifest | {"notebooks": notebooks}, indent=1, sort_keys=True) + "\n")
+        swap_in(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder
@@ -93,20 +95,23 @@ def publish(folder: Path) -> list[Path]:
     """Take the outputs of a finished run into the project's own notebooks, so that they show what the run saw.
 
     Raises:
-        UserError: a run of notebooks that have changed since.
+        UserError: a folder without executed notebooks, or a run of notebooks that have changed since.
     """
-    published = []
+    published = {}
     for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
-        executed, own = nbformat.read(path, as_version=4), nbformat.read(NOTEBOOK_DIR / path.name, as_version=4)
+        executed, own = nbformat.read(path, as_version=4), nbformat.read(find_notebook(path.stem), as_version=4)
         executed.cells = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
         if [cell.source for cell in executed.cells] != [cell.source for cell in own.cells]:
             raise UserError(f"{path} is not a run of today's {path.name}: run the notebook again, then publish.")
         for cell, done in zip(own.cells, executed.cells, strict=True):
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = done.outputs, done.execution_count
-        nbformat.write(own, NOTEBOOK_DIR / path.name)
-        published.append(NOTEBOOK_DIR / path.name)
-    return published
+        published[NOTEBOOK_DIR / path.name] = own
+    if not published:
+        raise UserError(f"{folder} holds no executed notebooks: pass the folder of a run, such as results/quick.")
+    for path, own in published.items():
+        nbformat.write(own, path)
+    return list(published)
 
 
 def find_notebook(name: str) -> Path:
@@ -166,16 +171,19 @@ def _commit() -> str | None:
     return commit + ("+" if changed.strip() else "")
 
 
-def _begin(folder: Path, staging: Path, manifest: dict[str, object]) -> dict[str, float]:
-    """Start from what the same configuration and data have made already; returns its seconds."""
+def _begin(folder: Path, staging: Path, manifest: dict[str, object]) -> dict[str, dict[str, object]]:
+    """Start from what the same configuration and data have made already; returns which notebooks, and how each was made."""
     for left_over in folder.parent.glob(f".{folder.name}.partial-*"):
         if not _alive(int(left_over.name.rsplit("-", 1)[1])):  # of a run that was killed
             shutil.rmtree(left_over, ignore_errors=True)
     if (folder / MANIFEST).is_file():
-        known = json.loads((folder / MANIFEST).read_text())
+        try:
+            known = json.loads((folder / MANIFEST).read_text())
+        except ValueError as error:
+            raise UserError(f"{folder / MANIFEST} cannot be read ({error}): remove {folder} or pass --out another.") from error
         if all(known.get(key) == manifest[key] for key in ("fingerprint", "data", "category")):
             shutil.copytree(folder, staging)
-            return known.get("seconds", {})
+            return known.get("notebooks", {})
     staging.mkdir(parents=True)
     return {}
 
@@ -188,16 +196,6 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _replace(folder: Path, staging: Path) -> None:
-    """Swap the finished folder in; the old one goes last."""
-    old = staging.with_name(f".{folder.name}.old")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    staging.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _execute(path: Path, staging: Path, request: Request, progress: bool) -> float:
@@ -219,6 +217,10 @@ def _execute(path: Path, staging: Path, request: Request, progress: bool) -> flo
         shutil.move(target, kept)
         raise UserError(
             f"{path.stem} failed with {error.ename}: {error.evalue} (the notebook as far as it ran: {kept})."
+        ) from error
+    except RuntimeError as error:  # nbclient's DeadKernelError
+        raise UserError(
+            f"{path.stem} broke off ({error}): a kernel dies mostly for want of memory; take a smaller preset or batch_size."
         ) from error
     _tidy(target, staging, request.folder)
     return round(time.perf_counter() - start, 1)

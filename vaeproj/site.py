@@ -19,6 +19,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
 from .config import PROJECT_ROOT, RESULTS_DIR, UserError
+from .files import swap_in
 
 NOTEBOOK_DIR = PROJECT_ROOT / "notebooks"
 ANIMATION = RESULTS_DIR / "reference" / "projection.gif"
@@ -92,22 +93,15 @@ def _check_replaceable(out: Path) -> None:
 
 
 def _write(files: dict[str, bytes], out: Path) -> None:
-    """Swap a folder of ``files`` in for ``out``; the old one goes last."""
-    staging, old = (out.with_name(f".{out.name}.{word}-{os.getpid()}") for word in ("partial", "old"))
+    """A folder of ``files``, whole or not at all."""
+    staging = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         staging.mkdir(parents=True)
         for name, data in files.items():
             (staging / name).write_bytes(data)
-        if out.exists():
-            out.rename(old)
-        staging.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
+        swap_in(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 # --- a notebook

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from .config import RESULTS_DIR, Config, UserError
 from .crops import CropSampler
+from .files import written_whole
 from .model import VAE, elbo_loss, has_native_bf16, idle_biases
 
 CHECKPOINT_DIR = RESULTS_DIR / "checkpoints"
@@ -233,6 +234,11 @@ def fit(
     probe = sampler.sample(6, torch.Generator().manual_seed(config.seed))
     stepper = _Stepper(vae, sampler, config, device)
     batches = list(batch_indices(len(images), config))
+    if min(map(len, batches), default=2) < 2:
+        raise UserError(
+            f"{len(images)} images in batches of {config.batch_size} leave a batch of one, too few for batch normalization: "
+            "change batch_size, or count steps instead of epochs."
+        )
     rates = learning_rates(len(batches), config)
     history = torch.zeros(len(batches), 2)
     marks = sorted({max(1, len(batches) >> k) for k in range(SNAPSHOTS)})
@@ -282,19 +288,22 @@ def load_or_train(
     path = checkpoint_path(config, digest, folder)
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{images.device.type}.partial")  # the bits depend on the device
         vae, record = fit(images, config, partial=partial, progress=progress)
         weights = {f"vae.{name}": tensor for name, tensor in vae.state_dict().items()}
         _write(path, weights | record, config)
         partial.unlink(missing_ok=True)
     tensors = _read(path)
     vae = VAE(config.latent_dim, config.crop_size, images.shape[1])
-    vae.load_state_dict(_under(tensors, "vae."))
+    try:
+        vae.load_state_dict(_under(tensors, "vae."))
+        history, probe, snapshots, marks, seconds = (
+            tensors[name] for name in ("history", "probe", "snapshots", "snapshot_steps", "seconds")
+        )
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"The checkpoint {path} is of another version of the code: remove the file to train anew.") from error
     vae = vae.to(images.device, memory_format=torch.channels_last).eval()
-    return Trained(
-        vae, tensors["history"], tensors["probe"], tensors["snapshots"],
-        tensors["snapshot_steps"].tolist(), tensors["seconds"].item(), path,
-    )  # fmt: skip
+    return Trained(vae, history, probe, snapshots, marks.tolist(), seconds.item(), path)
 
 
 def checkpoint_path(config: Config, digest: str, folder: Path = CHECKPOINT_DIR) -> Path:
@@ -316,10 +325,10 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], config: Config) -> None:
-    """Write beside, then rename: a killed save leaves the last good one in place."""
-    scratch = path.with_name(path.name + ".tmp")
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, scratch, metadata={"config": repr(config)})
-    scratch.replace(path)
+    """A killed save leaves the last good one in place."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with written_whole(path) as scratch:
+        save_file(plain, scratch, metadata={"config": repr(config)})
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ from IPython.display import Image
 from torch import Tensor
 
 from . import figures
-from .config import DATA_DIR, RESULTS_DIR, Config
+from .config import DATA_DIR, RESULTS_DIR, Config, UserError
 from .crops import CropSampler, centred_crop, to_device, to_unit
+from .files import written_whole
 from .model import VAE
 from .mvtec import Split, category_dir, load_split
 from .projection import stopping_energy
@@ -32,7 +33,6 @@ class Workspace:
         folder: the category's folder.
         out: where figures and metrics go.
         device: where tensors live.
-        digest: hash of the training files; with ``config`` it names the run.
     """
 
     config: Config
@@ -67,7 +67,7 @@ class Workspace:
         chosen = choose_device(device)
         root = Path(data_root).expanduser().resolve() if data_root else synthgrid_root(config)
         folder = root / category if not data_root and category == "grid" else category_dir(root, category)
-        return cls(config, preset, folder, Path(out).resolve() if out else RESULTS_DIR / "draft", chosen)
+        return cls(config, preset, folder, Path(out).expanduser().resolve() if out else RESULTS_DIR / "draft", chosen)
 
     @cached_property
     def train(self) -> Split:
@@ -77,7 +77,13 @@ class Workspace:
     @cached_property
     def test(self) -> Split:
         self._make_synthgrid()
-        return load_split(self.folder, "test", self.config.image_size)
+        test = load_split(self.folder, "test", self.config.image_size)
+        trained_on, tested_on = self.train.images.shape[1], test.images.shape[1]
+        if trained_on != tested_on:
+            raise UserError(
+                f"{self.folder} has training images of {trained_on} and test images of {tested_on} channels: use one kind."
+            )
+        return test
 
     @property
     def is_synthetic(self) -> bool:
@@ -122,12 +128,17 @@ class Workspace:
         return self.config.fingerprint(data=self.train.digest)
 
     def reconfigured(self, **changes: object) -> Workspace:
-        """The same data, not read again, under a configuration with some hyper-parameters changed."""
+        """The same data, not read again, under a configuration with some hyper-parameters changed.
+
+        Raises:
+            UserError: a change of ``image_size``, which is another data set: `open` that one.
+        """
         other = replace(self, config=self.config.replace(**changes))
-        if other.config.image_size == self.config.image_size:
-            # Cached properties live in the instance's dictionary.
-            data = ("train", "test", "train_images", "test_images")
-            other.__dict__.update({name: self.__dict__[name] for name in data if name in self.__dict__})
+        if other.config.image_size != self.config.image_size:
+            raise UserError("image_size belongs to the data, which stay as they are here: open another workspace with it.")
+        # Cached properties live in the instance's dictionary.
+        data = ("train", "test", "train_images", "test_images")
+        other.__dict__.update({name: self.__dict__[name] for name in data if name in self.__dict__})
         return other
 
     def defect_names(self, each: int = 1) -> list[str]:
@@ -140,7 +151,12 @@ class Workspace:
 
         Returns:
             Crops [n, C, crop, crop] in [0, 1], masks bool [n, crop, crop], and each crop's top and left.
+
+        Raises:
+            UserError: no names, as of a test set without defects.
         """
+        if not names:
+            raise UserError(f"{self.folder / 'test'} holds no image with a defect: this notebook needs some to show.")
         side, crops, masks, corners = self.config.crop_size, [], [], []
         for i in map(self.test.index, names):
             mask = torch.from_numpy(self.test.gt_masks[i].copy())
@@ -159,9 +175,9 @@ class Workspace:
         """Lay metrics into ``out/metrics.json``, over those of the same name; nan is written as null."""
         path = self.out / "metrics.json"
         known = json.loads(path.read_text()) if path.exists() else {}
-        self.out.mkdir(parents=True, exist_ok=True)
         plain = json.loads(json.dumps(metrics), parse_constant=lambda _: None)  # JSON has no word for nan
-        path.write_text(json.dumps(known | plain, indent=1, sort_keys=True) + "\n")
+        with written_whole(path) as scratch:
+            scratch.write_text(json.dumps(known | plain, indent=1, sort_keys=True) + "\n")
 
     def _make_synthgrid(self) -> None:
         if self.folder.parent == synthgrid_root(self.config):
