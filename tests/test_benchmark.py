@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vaeproj import benchmark, workspace
-from vaeproj.benchmark import ablate, compare, label_free_threshold, means, save_maps, sweep, table
+from vaeproj.benchmark import ablate, compare, label_free_threshold, means, relative, save_maps, sweep, table
 from vaeproj.localization import METRICS, anomaly_maps, smooth
 from vaeproj.mvtec import load_split
 from vaeproj.projection import project
@@ -102,10 +102,18 @@ def test_a_label_free_threshold_sees_held_out_training_images_only(open_ws, cate
         return (tiles - project(ws.vae, tiles, ws.config).image).abs()
 
     maps = smooth(anomaly_maps((x * 255).byte(), score, ws.config), ws.config.sigma)
+    maps = maps / maps.median()
     ranked = maps.flatten().sort().values
     threshold = label_free_threshold(ws)
     assert ranked[int(0.998 * len(ranked))] <= threshold <= ranked[-1]
     assert (maps >= threshold).float().mean() == pytest.approx(0.001, abs=1 / len(ranked))
+
+
+def test_relative_maps_do_not_know_the_images_level():
+    maps = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(relative(maps * torch.tensor([0.1, 1.0, 10.0])[:, None, None]), relative(maps))
+    assert relative(maps).flatten(1).median(1).values.tolist() == pytest.approx([1, 1, 1])
+    assert relative(torch.zeros(1, 2, 2)).tolist() == [[[0, 0], [0, 0]]]
 
 
 @pytest.mark.parametrize(

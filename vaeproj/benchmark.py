@@ -156,8 +156,13 @@ def _gain(own: list[Result], others: list[list[Result]]) -> dict[str, dict[str, 
     return gain
 
 
+def relative(maps: Tensor) -> Tensor:
+    """Maps [N, H, W] in units of each image's own median: an image that is new to the VAE as a whole is not all defect."""
+    return maps / maps.flatten(1).median(1).values.clamp(min=1e-12)[:, None, None]
+
+
 def label_free_threshold(ws: Workspace) -> float:
-    """Where to cut the preset's own smoothed maps, from normal images alone: the 99.9 % quantile of maps of unseen ones.
+    """Where to cut the preset's own smoothed maps, made `relative`, from normal images alone: the 99.9 % quantile of theirs.
 
     A VAE knows its own training images too well, few as they are. So a second one is trained without a fifth of them
     (`proxy_workspace`), and its maps of those it has not seen are what the quantile is taken of.
@@ -166,7 +171,7 @@ def label_free_threshold(ws: Workspace) -> float:
     good = [i for i, defect in enumerate(held_out.test.defects) if defect == "good"]
     score = projection_score(held_out.vae, ws.config, held_out.stop_at)
     maps = smooth(anomaly_maps(held_out.test_images[good], score, ws.config), ws.config.sigma, ws.config.sigma_wide)
-    return np.quantile(maps.cpu().numpy(), LABEL_FREE_QUANTILE).item()
+    return np.quantile(relative(maps).cpu().numpy(), LABEL_FREE_QUANTILE).item()
 
 
 def restoration(ws: Workspace) -> dict[str, dict[str, Tensor]]:
