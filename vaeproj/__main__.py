@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vaeproj: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"vaeproj: {error.filename}: {error.strerror}; check the path and the room on its disk.", file=sys.stderr)
+        print(f"vaeproj: {error}: check the path and the room on its disk.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vaeproj: interrupted; the same command goes on from the last saved state.", file=sys.stderr)
