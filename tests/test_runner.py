@@ -125,7 +125,7 @@ def test_mistakes_end_in_one_sentence_and_write_nothing(tmp_path, data_root, not
         "not the folder of a run": [*base, "--out", str(foreign)],
         "has no parameter": [*base[:1], "02", *base[2:]],
         "check the path": ["data", "synth", "--data-root", str(foreign / "thesis.txt")],
-        "unknown url type": ["data", "download", "--url", "nowhere", "--data-root", str(data_root)],
+        "unknown url type": ["data", "download", "--url", "nowhere", "--data-root", str(foreign)],
         "not the folder of a finished run": ["figures", "comparison", "--run", str(tmp_path / "nowhere")],
     }
     for sentence, arguments in cases.items():
