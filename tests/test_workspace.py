@@ -16,9 +16,10 @@ def ws(category, tmp_path):
 
 
 def test_other_hyper_parameters_keep_the_data(ws):
-    other = ws.reconfigured(alpha=2.0) if ws.train else None
+    train = ws.train
+    other = ws.reconfigured(alpha=2.0)
     assert other.config.alpha == 2.0
-    assert other.train is ws.train
+    assert other.train is train
 
 
 def test_another_image_size_is_other_data(ws, refuses):

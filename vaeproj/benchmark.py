@@ -119,9 +119,10 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
 
     Returns:
         For each method the mean over seeds of each metric, ``raw`` metrics alike, ``seeds`` (a row each), and of the
-        first seed ``standard_error``, ``per_defect`` and ``oracle_F1`` with its threshold; ``gain``, the mean over the best
-        VAE residual's mean in each metric, with the standard error of that difference in the first seed, images
-        resampled alike for both. And the first seed's smoothed maps.
+        first seed ``standard_error``, ``per_defect`` and ``oracle_F1`` with its threshold; ``gain``: how far the mean lies
+        above the best VAE residual's in each metric, with the standard error of that difference in the first seed,
+        images resampled alike for both.
+        For each method the first seed's smoothed maps, [N, H, W].
     """
     rows: dict[str, list[Result]] = {}
     for seed in seeds:
@@ -169,9 +170,14 @@ def label_free_threshold(ws: Workspace) -> float:
     """
     held_out = proxy_workspace(ws)
     good = [i for i, defect in enumerate(held_out.test.defects) if defect == "good"]
-    score = projection_score(held_out.vae, ws.config, held_out.stop_at)
-    maps = smooth(anomaly_maps(held_out.test_images[good], score, ws.config), ws.config.sigma, ws.config.sigma_wide)
-    return np.quantile(relative(maps).cpu().numpy(), LABEL_FREE_QUANTILE).item()
+    maps = relative(_own_maps(held_out, held_out.test_images[good]))
+    return np.quantile(maps.cpu().numpy(), LABEL_FREE_QUANTILE).item()
+
+
+def _own_maps(ws: Workspace, images: Tensor) -> Tensor:
+    """Smoothed anomaly maps of a workspace's own method, [N, H, W], for images uint8 [N, C, H, W]."""
+    score = projection_score(ws.vae, ws.config, ws.stop_at)
+    return smooth(anomaly_maps(images, score, ws.config), ws.config.sigma, ws.config.sigma_wide)
 
 
 def restoration(ws: Workspace) -> dict[str, dict[str, Tensor]]:
@@ -237,12 +243,9 @@ def ablate(ws: Workspace, changes: dict[str, Any]) -> dict[str, float]:
     Trains a VAE where a change touches training.
     """
     changed = ws.reconfigured(**changes)
-    config = changed.config
-    path = CACHE_DIR / f"ablation-{config.fingerprint(data=_made_from(ws))}.json"
+    path = CACHE_DIR / f"ablation-{changed.config.fingerprint(data=_made_from(ws))}.json"
     if not path.exists():
-        score = projection_score(changed.vae, config, changed.stop_at)
-        maps = smooth(anomaly_maps(ws.test_images, score, config), config.sigma, config.sigma_wide)
-        metrics = evaluate(maps, ws.test.gt_masks, ws.test.defects, bootstrap=0)
+        metrics = evaluate(_own_maps(changed, ws.test_images), ws.test.gt_masks, ws.test.defects, bootstrap=0)
         with written_whole(path) as scratch:
             scratch.write_text(json.dumps({key: metrics[key] for key in METRICS}))
     return json.loads(path.read_text())

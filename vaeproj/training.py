@@ -287,7 +287,6 @@ def load_or_train(
     """
     path = checkpoint_path(config, digest, folder)
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{images.device.type}.partial")  # the bits depend on the device
         vae, record = fit(images, config, partial=partial, progress=progress)
         weights = {f"vae.{name}": tensor for name, tensor in vae.state_dict().items()}
