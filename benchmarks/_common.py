@@ -20,11 +20,11 @@ import numpy as np
 import torch
 import torchvision
 from torch import Tensor
+from vaeproj.mvtec import Split, category_dir, load_split
 
 from vaeproj.config import DATA_DIR, Config, UserError
 from vaeproj.crops import to_device
 from vaeproj.model import VAE
-from vaeproj.mvtec import Split, category_dir, load_split
 from vaeproj.synthgrid import COUNTS, write_synthgrid
 from vaeproj.training import choose_device, fit
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from vaeproj.article import BUGS, article_loop
+
 from vaeproj.config import Config
 from vaeproj.projection import project
 

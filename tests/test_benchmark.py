@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
+from vaeproj.benchmark import ablate, compare, label_free_threshold, means, relative, save_maps, sweep, table
+from vaeproj.mvtec import load_split
 
 from vaeproj import benchmark, workspace
-from vaeproj.benchmark import ablate, compare, label_free_threshold, means, relative, save_maps, sweep, table
 from vaeproj.localization import METRICS, anomaly_maps, smooth
-from vaeproj.mvtec import load_split
 from vaeproj.projection import project
 from vaeproj.workspace import Workspace
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 from nbconvert import HTMLExporter
 from PIL import Image
+from vaeproj.explore import CACHE_BYTES, KNOBS, Explorer, Panel, Setting, explore, ladder, main
+from vaeproj.mvtec import load_split
+from vaeproj.sheet import MAGMA, OUTLINE, TILE, Run, Sheet
 
 from vaeproj import explore as module
 from vaeproj import workspace
 from vaeproj.__main__ import _parser
 from vaeproj.config import Config
-from vaeproj.explore import CACHE_BYTES, KNOBS, Explorer, Panel, Setting, explore, ladder, main
-from vaeproj.mvtec import load_split
 from vaeproj.projection import trajectory
-from vaeproj.sheet import MAGMA, OUTLINE, TILE, Run, Sheet
 from vaeproj.workspace import Workspace
 
 SETTINGS = "image_size=32 crop_size=16 stride=8 latent_dim=8 iterations=6 alpha=2"

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from vaeproj.mvtec import category_dir, check, download, load_clean, load_split
 
 from vaeproj import mvtec
-from vaeproj.mvtec import category_dir, check, download, load_clean, load_split
 
 ARCHIVE = "mvtec_anomaly_detection.tar.xz"
 

@@ -8,9 +8,9 @@ import sys
 import nbformat
 import papermill
 import pytest
+from vaeproj.runner import NOTEBOOK_DIR, Request
 
 from vaeproj.config import PROJECT_ROOT
-from vaeproj.runner import NOTEBOOK_DIR, Request
 
 NOTEBOOKS = sorted(NOTEBOOK_DIR.glob("[0-9][0-9]_*.ipynb"))
 MARK = "# NBVAL_CHECK_OUTPUT"

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from vaeproj.benchmark import sweep
+from vaeproj.proxy import KINDS, paste, proxy_split, proxy_workspace
 
 from vaeproj import benchmark
-from vaeproj.benchmark import sweep
 from vaeproj.config import UserError
-from vaeproj.proxy import KINDS, paste, proxy_split, proxy_workspace
 from vaeproj.workspace import Workspace
 
 

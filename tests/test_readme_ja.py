@@ -7,9 +7,9 @@ import re
 import shlex
 
 import pytest
+from vaeproj.article import BUGS
 
 from vaeproj.__main__ import _parser
-from vaeproj.article import BUGS
 from vaeproj.config import PRESETS, PROJECT_ROOT, Config, parse_settings
 
 README = (PROJECT_ROOT / "README.ja.md").read_text(encoding="utf-8")

@@ -9,12 +9,12 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
+from vaeproj.runner import Request, publish, run
 
 from vaeproj import runner
 from vaeproj.__main__ import main
 from vaeproj.config import UserError
 from vaeproj.figures import save
-from vaeproj.runner import Request, publish, run
 
 ONE_CELL = """
 from vaeproj.workspace import Workspace

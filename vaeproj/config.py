@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = PROJECT_ROOT / "data"
@@ -47,11 +49,13 @@ class Config:
 
     # --- data
     image_size: int = _param(512, "data", "side of the resized image, pixels", low=16, high=4096, source="article")
-    crop_size: int = _param(128, "data", "side of the VAE's crop, pixels; a multiple of 8", low=8, high=512, source="article")
-    flip: bool = _param(True, "data", "flip crops horizontally and vertically, each with p = .5", source="article")
-    rotation: bool = _param(True, "data", "rotate crops by any angle: the grids lie at every angle")
     synthgrid_size: int = _param(1024, "data", "side of SynthGrid's images, pixels", low=64, high=4096, source="MVTec AD")
     synthgrid_fraction: float = _param(1.0, "data", "share of MVTec AD's image counts SynthGrid renders", low=0.0, high=1.0)
+
+    # --- crops
+    crop_size: int = _param(128, "crops", "side of the VAE's crop, pixels; a multiple of 8", low=8, high=512, source="article")
+    flip: bool = _param(True, "crops", "flip crops horizontally and vertically, each with p = .5", source="article")
+    rotation: bool = _param(True, "crops", "rotate crops by any angle: the grids lie at every angle")
 
     # --- model
     latent_dim: int = _param(512, "model", "dimensions z of the latent space", low=1, high=4096, source="article")
@@ -85,7 +89,6 @@ class Config:
     stop_quantile: float | None = _param(
         None, "projection", "a tile stops below this quantile of training energies; none: never", low=0.0, high=1.0
     )
-    stop_factor: float = _param(1.0, "projection", "the stopping energy is this multiple of that quantile", low=0.0, high=100.0)
 
     # --- localization
     stride: int = _param(64, "localization", "distance between overlapping tiles, pixels", low=1, high=512)
@@ -156,16 +159,23 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+@cache
+def field_types(name: str) -> tuple[type, ...]:
+    """The types that a hyper-parameter takes: one, or one and ``NoneType``."""
+    hint = get_type_hints(Config)[name]
+    return get_args(hint) or (hint,)
+
+
 def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     """``value`` as the field's own type, or a sentence that says what the field takes."""
-    kind, meta = str(field.type), field.metadata
-    if value is None and "None" in kind:
+    kinds, meta = field_types(field.name), field.metadata
+    if value is None and NoneType in kinds:
         return None
-    wanted: type = {"bool": bool, "int": int, "float": float, "str": str}[kind.split(" ")[0]]
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    if float in kinds and type(value) is int:
         value = float(value)
-    if type(value) is not wanted:
-        raise UserError(f"{field.name} = {value!r}: {field.name} takes {kind.replace(' | ', ' or ')} ({meta['help']}).")
+    if type(value) not in kinds:
+        names = " or ".join("none" if kind is NoneType else kind.__name__ for kind in kinds)
+        raise UserError(f"{field.name} = {value!r}: {field.name} takes {names} ({meta['help']}).")
     if meta["choices"] and value not in meta["choices"]:
         raise UserError(f"{field.name} = {value!r}: choose one of {', '.join(meta['choices'])}.")
     if meta["low"] is not None and not meta["low"] <= value <= meta["high"]:

@@ -13,11 +13,6 @@ from torch import Tensor
 from .config import Config
 
 
-def to_device(images: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 [N, C, H, W] moved once; a memory-mapped array is copied, never written to."""
-    return torch.from_numpy(np.array(images)).to(device)
-
-
 def to_unit(images: Tensor) -> Tensor:
     """uint8 in 0..255 -> float32 in [0, 1]."""
     return images.float() / 255

@@ -1,40 +1,61 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Write to the path this yields, beside ``path``: it becomes ``path`` at the end, and goes if anything fails before.
+    """Yields a path beside ``path`` to write a file or a folder to; at the end it becomes ``path``, deleted on failure.
 
-    Two processes that make the same file do not meet: each has a scratch file of its own.
+    The bytes are on the disk before they get their name. What a killed process left of an earlier try is deleted first. Two
+    processes that write the same ``path`` do not meet: each has a scratch path of its own, and the later one stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{os.getpid()}-{path.name}")
+    prefix, old = f".partial-{socket.gethostname()}-", path.with_name(f".old-{path.name}")
+    for left in path.parent.glob(f"{glob.escape(prefix)}*-{glob.escape(path.name)}"):
+        pid = left.name.removeprefix(prefix).removesuffix(f"-{path.name}")
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            _delete(left)
+    if old.exists():  # killed while one folder took the place of another
+        _delete(old) if path.exists() else old.rename(path)
+    scratch = path.with_name(f"{prefix}{os.getpid()}-{path.name}")
+    _delete(scratch)
     try:
         yield scratch
-        scratch.replace(path)
+        _sync(scratch)
+        if scratch.is_dir() and path.exists():  # a folder cannot be renamed onto another
+            path.rename(old)
+        try:
+            scratch.replace(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
+        _delete(old)
     finally:
-        scratch.unlink(missing_ok=True)
+        _delete(scratch)
 
 
-def swap_in(staging: Path, folder: Path) -> None:
-    """Put a finished folder where another may be. The old one goes last, and comes back if anything fails before."""
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and folder.exists():  # left by a swap that was killed at its end
-        shutil.rmtree(old)
-    try:
-        if folder.exists():
-            folder.rename(old)
-        staging.rename(folder)
-    except BaseException:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or every file of a folder, is on the disk."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -140,13 +139,6 @@ def elbo_loss(logits: Tensor, x: Tensor, mean: Tensor, log_var: Tensor) -> tuple
     return bce, kl
 
 
-def has_native_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware; emulated, it is slower than fp32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
-
-
 def idle_biases(vae: VAE) -> Iterator[tuple[nn.Module, int]]:
     """Each layer before a BatchNorm, and how many biases it has: what they add, the BatchNorm takes out again."""
     for stack in (vae.encoder, vae.decoder):
@@ -158,68 +150,18 @@ def idle_biases(vae: VAE) -> Iterator[tuple[nn.Module, int]]:
 def frozen(vae: VAE, dtype: torch.dtype = torch.float32) -> VAE:
     """A copy in eval mode for use on images: no weight gradients, each BatchNorm folded into the layer before it.
 
-    It computes what the original computes in eval mode, with fewer passes over the activations.
-
-    Args:
-        vae: one that is frozen already is returned as it is, in the precision it has.
-        dtype: precision of weights and activations; folding happens in fp32.
+    It computes what the original computes in eval mode, with fewer passes over the activations. ``dtype`` is the precision of
+    weights and activations; folding happens in that of ``vae``.
     """
-    if not any(isinstance(m, nn.BatchNorm2d) for m in vae.modules()):
-        return vae
     vae = copy.deepcopy(vae).eval().requires_grad_(False)
-    for stack in (vae.encoder, vae.decoder):
-        layers = list(stack)
-        for i, layer in enumerate(layers):
+    for name in ("encoder", "decoder"):
+        folded: list[nn.Module] = []
+        for layer in getattr(vae, name):
             if isinstance(layer, nn.BatchNorm1d):
-                layers[i - 1] = fuse_linear_bn_eval(layers[i - 1], layer)
+                folded[-1] = fuse_linear_bn_eval(folded[-1], layer)
             elif isinstance(layer, nn.BatchNorm2d):
-                transpose = isinstance(layers[i - 1], nn.ConvTranspose2d)
-                layers[i - 1] = fuse_conv_bn_eval(layers[i - 1], layer, transpose)
-        kept = [layer for layer in layers if not isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
-        for layer in kept:
-            if isinstance(layer, nn.LeakyReLU):
-                layer.inplace = True
-        stack._modules = nn.Sequential(*kept)._modules
+                folded[-1] = fuse_conv_bn_eval(folded[-1], layer, isinstance(folded[-1], nn.ConvTranspose2d))
+            else:
+                folded.append(nn.LeakyReLU(SLOPE, inplace=True) if isinstance(layer, nn.LeakyReLU) else layer)
+        setattr(vae, name, nn.Sequential(*folded))
     return vae.to(dtype)
-
-
-class _ByteProduct(torch.autograd.Function):
-    """X W^T and, for the gradient with respect to X, G W: from bytes (`_bytes`) laid out for either direction."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, forth: tuple[Tensor, Tensor], back: tuple[Tensor, Tensor]) -> Tensor:
-        ctx.back = back
-        return torch._weight_int8pack_mm(x.bfloat16(), *forth).float()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return torch._weight_int8pack_mm(gradient.bfloat16(), *ctx.back).float(), None, None
-
-
-def _bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix [N, M] in steps of a 127th of each row's largest value: int8 [N, M] and the steps, bf16 [N]."""
-    step = (weight.abs().amax(1) / 127).bfloat16()
-    return (weight / step[:, None]).round().clamp(-127, 127).to(torch.int8).contiguous(), step
-
-
-class _ByteLinear(nn.Module):
-    """A dense layer with its weights in int8."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.forth, self.back, self.bias = _bytes(layer.weight), _bytes(layer.weight.T), layer.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _ByteProduct.apply(x, self.forth, self.back) + self.bias
-
-
-def frozen_for_one(vae: VAE) -> VAE:
-    """`frozen` for a single image on a CPU, where an iteration is little but reading the two large dense layers: they are
-    kept in int8, a quarter of the bytes. Slow for many images; `benchmarks/README.md` has what it does to the picture.
-    """
-    vae = copy.deepcopy(frozen(vae))
-    for stack in (vae.encoder, vae.decoder):
-        for i, layer in enumerate(stack):
-            if isinstance(layer, nn.Linear) and layer.weight.numel() > HIDDEN**2:
-                stack[i] = _ByteLinear(layer)
-    return vae

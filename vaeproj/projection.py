@@ -8,12 +8,14 @@ one another in eval mode, so the gradient of their sum is each tile's own.
 
 Ours: with ``coarse_weight``, L_r takes the residual at two scales, as it is and smoothed. A VAE draws normal texture without
 its finest detail, which smoothing hides: the coarse term pulls at what is wrong beyond that.
+
+The functions here take a network from `model.frozen`, in any precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +23,13 @@ from torch import Tensor
 
 from .blur import gaussian_blur
 from .config import Config
-from .model import VAE, frozen, has_native_bf16
+from .device import captured
+from .model import VAE
 
 CPU_CHUNK = 64  # tiles worked on at once
 CUDA_CHUNK = 2048
 CUDA_BYTES_PER_PIXEL = 1536  # of a tile: activations kept for the gradient, with room to spare
-REFILL_EVERY = 5  # iterations between two looks at which tiles have stopped
+LOOK_EVERY = 5  # iterations between two looks at whether any tile still moves
 
 
 @dataclass(frozen=True)
@@ -115,29 +118,27 @@ def step(vae: VAE, x: Tensor, x_0: Tensor, config: Config) -> tuple[Tensor, Tens
 @torch.no_grad()
 def energies(vae: VAE, tiles: Tensor, config: Config) -> Tensor:
     """L_r of tiles [B, C, H, W] as they are, [B], in chunks of bounded memory."""
-    vae = frozen(vae, _precision(tiles.device))
     return torch.cat([reconstruction_energy(vae.logits(t), t, config) for t in tiles.split(256)])
 
 
 def stopping_energy(vae: VAE, training_tiles: Tensor, config: Config) -> float:
-    """The energy under which a tile counts as normal: ``stop_factor`` times a quantile of the training tiles' L_r.
+    """The energy under which a tile counts as normal: the ``stop_quantile`` of the training tiles' L_r.
 
     0 without ``stop_quantile``: no tile ever stops. The paper stops at the training minimum (quantile 0).
     """
     if config.stop_quantile is None:
         return 0.0
-    return config.stop_factor * energies(vae, training_tiles, config).quantile(config.stop_quantile).item()
+    return energies(vae, training_tiles, config).quantile(config.stop_quantile).item()
 
 
 def trajectory(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0) -> Trajectory:
     """Project a few tiles and keep every frame.
 
     Args:
-        vae: any `VAE` in eval mode.
+        vae: from `model.frozen`.
         tiles: x_0, [B, C, H, W] in [0, 1].
         stop_at: a tile with L_r below this moves no more (`stopping_energy`).
     """
-    vae = frozen(vae, _precision(tiles.device))
     x, frames, pictures, terms = tiles, [], [], []
     for _ in range(config.iterations + 1):
         moved, reconstruction, l_r = step(vae, x, tiles, config)
@@ -152,100 +153,34 @@ def trajectory(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0) ->
 def project(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0) -> Projection:
     """Project many tiles; the same numbers as the last frame of `trajectory`, in bounded memory.
 
-    A window of tiles is worked on at once; those that stopped or reached ``config.iterations`` leave it and others
-    take their place. On a GPU the iteration is captured as a CUDA graph.
-
     Args:
-        vae: any `VAE` in eval mode.
+        vae: from `model.frozen`.
         tiles: x_0, [B, C, H, W] in [0, 1], on the VAE's device.
         stop_at: a tile with L_r below this moves no more (`stopping_energy`).
     """
-    window = _Window(frozen(vae, _precision(tiles.device)), tiles, config, stop_at)
-    result, steps = tiles.clone(), torch.zeros(len(tiles), dtype=torch.long, device=tiles.device)
-    while window.busy():
-        index, image, taken = window.advance()
-        result[index], steps[index] = image, taken
-    return Projection(result, steps)
+    images, steps, slots = [], [], ()
+    for x_0 in tiles.split(_chunk(tiles)):
+        if not slots or len(slots[0]) != len(x_0):  # a captured iteration works on the same tensors for every chunk
+            taken = torch.zeros(len(x_0), dtype=torch.long, device=tiles.device)
+            slots = torch.zeros_like(x_0), torch.zeros_like(x_0), taken, torch.zeros_like(taken, dtype=torch.bool)
+            iterate = captured(partial(_iterate, vae, config, stop_at, *slots), slots)
+        for slot, start in zip(slots, (x_0, x_0, 0, True), strict=True):
+            slot.copy_(torch.as_tensor(start))
+        for t in range(config.iterations):
+            iterate()
+            if stop_at and t % LOOK_EVERY == 0 and not slots[3].any():
+                break
+        images.append(slots[1].clone())
+        steps.append(slots[2].clone())
+    return Projection(torch.cat(images), torch.cat(steps))
 
 
-class _Window:
-    """The tiles being worked on. Slots hold a tile each; ``age`` counts its iterations, -1 marks an empty slot."""
-
-    def __init__(self, vae: VAE, tiles: Tensor, config: Config, stop_at: float) -> None:
-        self.vae, self.tiles, self.config, self.stop_at = vae, tiles, config, stop_at
-        self.waiting = 0 if config.iterations else len(tiles)  # index of the next tile to enter
-        size, device = min(len(tiles), _chunk(tiles)), tiles.device
-        self.x = tiles.new_zeros(size, *tiles.shape[1:])
-        self.x_0 = torch.zeros_like(self.x)
-        self.index = torch.zeros(size, dtype=torch.long, device=device)
-        self.age = torch.full((size,), -1, device=device)
-        self.running = torch.zeros(size, dtype=torch.bool, device=device)
-        self.graph: Callable[[], None] | None = None  # of an iteration over these very slots
-
-    def busy(self) -> bool:
-        return self.waiting < len(self.tiles) or bool((self.age >= 0).any())
-
-    def advance(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Fill empty slots, iterate a few times, empty the slots that are done: their index, image and steps."""
-        self._fill()
-        for _ in range(REFILL_EVERY):
-            self._iterate()
-        done = (self.age >= 0) & ~self.running
-        finished = self.index[done], self.x[done], self.age[done]
-        self.age[done] = -1
-        return finished
-
-    def _fill(self) -> None:
-        empty = (self.age < 0).nonzero()[:, 0][: len(self.tiles) - self.waiting]
-        chosen = slice(self.waiting, self.waiting + len(empty))
-        self.waiting = chosen.stop
-        self.x[empty] = self.x_0[empty] = self.tiles[chosen]
-        self.index[empty] = torch.arange(chosen.start, chosen.stop, device=self.tiles.device)
-        self.age[empty] = 0
-        self.running[empty] = True
-        full = (self.age >= 0).nonzero()[:, 0]
-        # Halving at least keeps the number of captured graphs small.
-        if self.waiting == len(self.tiles) and len(full) <= len(self.age) // 2:
-            self.x, self.x_0, self.index = self.x[full], self.x_0[full], self.index[full]
-            self.age, self.running, self.graph = self.age[full], self.running[full], None
-
-    def _iterate(self) -> None:
-        if self.tiles.device.type != "cuda":
-            return self._step()
-        if self.graph is None:
-            self.graph = self._capture()
-        return self.graph()
-
-    def _step(self) -> None:
-        moved, _, l_r = step(self.vae, self.x, self.x_0, self.config)
-        go = self.running & (l_r >= self.stop_at)
-        self.x.copy_(torch.where(go[:, None, None, None], moved, self.x))
-        self.age += go
-        self.running.copy_(go & (self.age < self.config.iterations))
-
-    def _capture(self) -> Callable[[], None]:
-        state = self.x, self.age, self.running
-        before = [tensor.clone() for tensor in state]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
-        for tensor, value in zip(state, before, strict=True):
-            tensor.copy_(value)
-        return graph.replay
-
-
-def _precision(device: torch.device) -> torch.dtype:
-    """Of the network alone; x and E stay in fp32. On a GPU fp16, which has the mantissa of TensorFloat-32 in half the bytes;
-    on a CPU bf16 where it is native. `benchmarks/README.md` has what either does to the maps.
-    """
-    if device.type == "cuda":
-        return torch.float16
-    return torch.bfloat16 if has_native_bf16(device) else torch.float32
+def _iterate(vae: VAE, config: Config, stop_at: float, x_0: Tensor, x: Tensor, steps: Tensor, running: Tensor) -> None:
+    """One iteration of a chunk, in place: tiles that have stopped stay."""
+    moved, _, l_r = step(vae, x, x_0, config)
+    running.logical_and_(l_r >= stop_at)
+    x.copy_(torch.where(running[:, None, None, None], moved, x))
+    steps.add_(running)
 
 
 def _chunk(tiles: Tensor) -> int:

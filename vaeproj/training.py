@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
+import hashlib
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from .config import RESULTS_DIR, Config, UserError
 from .crops import CropSampler
+from .device import captured, has_native_bf16
 from .files import written_whole
-from .model import VAE, elbo_loss, has_native_bf16, idle_biases
+from .model import VAE, elbo_loss, idle_biases
 
 CHECKPOINT_DIR = RESULTS_DIR / "checkpoints"
 CHUNK = 50  # steps drawn and run at once, between two looks at the loss
@@ -49,36 +50,6 @@ class Trained:
     snapshot_steps: list[int]
     seconds: float
     path: Path
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """``auto`` takes the GPU when there is one.
-
-    Raises:
-        UserError: a device that is not ``auto``, ``cpu`` or ``cuda``, or ``cuda`` without a GPU.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"There is no device '{name}'; choose auto, cpu or cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda was asked for, but torch sees no CUDA GPU here: use --device auto or cpu.")
-    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-    # TensorFloat-32 for what stays in fp32, and kernels whose sums have one order: the same bits in every run.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.deterministic = True
-    if device.type == "cpu":
-        _keep_freed_memory()
-    return device
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep large blocks that are freed. It gives them back to the system, and a training step, which frees its
-    gradients, spends nearly half its time on asking for the same pages again (`benchmarks/README.md`).
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-        libc.mallopt(m_mmap_max, 0)  # no block apart from the heap ...
-        libc.mallopt(m_trim_threshold, -1)  # ... and the heap never shrinks
 
 
 def batch_indices(number: int, config: Config) -> Iterator[Tensor]:
@@ -157,10 +128,9 @@ class _Stepper:
         self.counter.zero_()
 
     def __call__(self, batch_size: int) -> None:
-        if self.device.type != "cuda":
-            return self._step(batch_size)
         if batch_size not in self.graphs:
-            self.graphs[batch_size] = self._capture(batch_size)
+            state = [*self.state().values(), self.counter, self.losses]
+            self.graphs[batch_size] = captured(partial(self._step, batch_size), state, warm_up=3)
         return self.graphs[batch_size]()
 
     def _step(self, batch_size: int) -> None:
@@ -181,25 +151,6 @@ class _Stepper:
         self.optimizer.step()
         self.losses.index_copy_(0, self.counter, torch.stack([bce, kl]).detach()[None] / batch_size)
         self.counter += 1
-
-    def _capture(self, batch_size: int) -> Callable[[], None]:
-        """Warm up and capture one step, leaving weights, statistics, optimizer and counter as they were."""
-        state = [*self.state().values(), self.counter, self.losses]
-        before = [tensor.clone() for tensor in state]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._step(batch_size)
-                self.counter.zero_()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(graph):
-            self._step(batch_size)
-        for tensor, value in zip(state, before, strict=True):
-            tensor.copy_(value)
-        return graph.replay
 
 
 def fit(
@@ -273,17 +224,13 @@ def fit(
     return vae.eval(), record | {"seconds": torch.tensor(spent + time.perf_counter() - start)}
 
 
-def load_or_train(
-    images: Tensor, config: Config, digest: str, *, folder: Path = CHECKPOINT_DIR, progress: bool = True
-) -> Trained:
-    """The VAE of this configuration and data: loaded if its checkpoint is there, else trained and kept.
+def find_or_train(images: Tensor, config: Config, digest: str, *, folder: Path = CHECKPOINT_DIR, progress: bool = True) -> Path:
+    """The checkpoint of this configuration and data: made if it is not there yet.
 
     Args:
         images: uint8 [N, C, H, W] on the device.
         digest: hash of the images' files (`mvtec.Split.digest`); with the configuration it names the checkpoint.
 
-    Raises:
-        UserError: a checkpoint that cannot be read or was cut short.
     """
     path = checkpoint_path(config, digest, folder)
     if not path.exists():
@@ -292,8 +239,23 @@ def load_or_train(
         weights = {f"vae.{name}": tensor for name, tensor in vae.state_dict().items()}
         _write(path, weights | record, config)
         partial.unlink(missing_ok=True)
+    return path
+
+
+def weights_digest(path: Path) -> str:
+    """Sha256 of a checkpoint's weights."""
+    with safe_open(path, "pt") as file:
+        return file.metadata()["weights"]
+
+
+def load(path: Path, config: Config, device: torch.device) -> Trained:
+    """A trained VAE from its checkpoint.
+
+    Raises:
+        UserError: a checkpoint that cannot be read, was cut short, or does not fit the configuration.
+    """
     tensors = _read(path)
-    vae = VAE(config.latent_dim, config.crop_size, images.shape[1])
+    vae = VAE(config.latent_dim, config.crop_size, tensors["probe"].shape[1])
     try:
         vae.load_state_dict(_under(tensors, "vae."))
         history, probe, snapshots, marks, seconds = (
@@ -301,13 +263,13 @@ def load_or_train(
         )
     except (RuntimeError, KeyError) as error:
         raise UserError(f"The checkpoint {path} is of another version of the code: remove the file to train anew.") from error
-    vae = vae.to(images.device, memory_format=torch.channels_last).eval()
+    vae = vae.to(device, memory_format=torch.channels_last).eval()
     return Trained(vae, history, probe, snapshots, marks.tolist(), seconds.item(), path)
 
 
 def checkpoint_path(config: Config, digest: str, folder: Path = CHECKPOINT_DIR) -> Path:
     """Where the VAE of this configuration and data is kept: what does not touch training is not in the name."""
-    return folder / f"vae-{config.fingerprint('data', 'model', 'training', data=digest)}.safetensors"
+    return folder / f"vae-{config.fingerprint('data', 'crops', 'model', 'training', data=digest)}.safetensors"
 
 
 @torch.no_grad()
@@ -327,7 +289,11 @@ def _write(path: Path, tensors: dict[str, Tensor], config: Config) -> None:
     """A killed save leaves the last good one in place."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written_whole(path) as scratch:
-        save_file(plain, scratch, metadata={"config": repr(config)})
+        digest = hashlib.sha256()
+        for name, tensor in sorted(plain.items()):
+            if name.startswith("vae."):
+                digest.update(name.encode() + tensor.numpy().tobytes())
+        save_file(plain, scratch, metadata={"config": repr(config), "weights": digest.hexdigest()})
 
 
 def _read(path: Path) -> dict[str, Tensor]:

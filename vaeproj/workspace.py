@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,115 +13,128 @@ from torch import Tensor
 
 from . import figures
 from .config import DATA_DIR, RESULTS_DIR, Config, UserError
-from .crops import CropSampler, centred_crop, to_device, to_unit
+from .crops import CropSampler, centred_crop, to_unit
+from .data import Split, category_dir, load_split
+from .device import projection_dtype, set_up_device
 from .files import written_whole
-from .model import VAE
-from .mvtec import Split, category_dir, load_split
+from .model import VAE, frozen
 from .projection import stopping_energy
-from .synthgrid import COUNTS, write_synthgrid
-from .training import Trained, choose_device, load_or_train
+from .synthgrid.dataset import COUNTS, write_synthgrid
+from .training import Trained, find_or_train, load
 
 STOPPING_CROPS = 512  # training crops whose energies set the stopping threshold
 
 
 @dataclass(frozen=True)
-class Workspace:
-    """Lazily loaded: data are read, the VAE is trained or found, when first asked for.
+class Request:
+    """What the user asked for: the parameters cell of every notebook, the options of every command.
 
     Attributes:
-        preset: name of the preset ``config`` came from.
+        preset, settings: see `Config.from_preset`.
+        data_root: folder of category folders; empty: SynthGrid, rendered on first use.
+        category: a folder of ``data_root``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        out: folder for figures and metrics; empty: ``results/draft``, for a run ``results/<preset>``.
+    """
+
+    preset: str = "quick"
+    settings: str = ""
+    data_root: str = ""
+    category: str = "grid"
+    device: str = "auto"
+    out: str = ""
+
+    def folder(self, default: str) -> Path:
+        """Where results go: ``out``, or a folder of that name in ``results/``."""
+        return Path(self.out).expanduser().resolve() if self.out else RESULTS_DIR / default
+
+    def parameters(self, out: Path) -> dict[str, str]:
+        """The values of a notebook's parameters cell, free of the working directory."""
+        root = str(Path(self.data_root).expanduser().resolve()) if self.data_root else ""
+        return asdict(self) | {"data_root": root, "out": str(out)}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The data are read at once; the VAE is trained or found when first asked for.
+
+    Attributes:
+        request: what it was opened with.
         folder: the category's folder.
         out: where figures and metrics go.
         device: where tensors live.
+        train, test: the category's images on the device, and their masks.
     """
 
     config: Config
-    preset: str
+    request: Request
     folder: Path
     out: Path
     device: torch.device
+    train: Split
+    test: Split
 
     @classmethod
-    def open(
-        cls,
-        preset: str = "quick",
-        settings: str = "",
-        data_root: str = "",
-        category: str = "grid",
-        device: str = "auto",
-        out: str = "",
-    ) -> Workspace:
-        """Check everything the user chose, before anything runs.
-
-        Args:
-            preset, settings: see `Config.from_preset`.
-            data_root: folder of category folders; empty: SynthGrid, rendered on first use.
-            category: a folder of ``data_root``.
-            device: ``auto``, ``cpu`` or ``cuda``.
-            out: folder for figures and metrics; empty: ``results/draft``.
+    def open(cls, request: Request) -> Workspace:
+        """Check everything the user chose and read the data, before anything else runs.
 
         Raises:
-            UserError: a preset, setting, device or folder that does not exist or does not fit.
+            UserError: a preset, setting, device or folder that does not exist or does not fit, an image that cannot be read.
         """
-        config = Config.from_preset(preset, settings)
-        chosen = choose_device(device)
-        root = Path(data_root).expanduser().resolve() if data_root else synthgrid_root(config)
-        folder = root / category if not data_root and category == "grid" else category_dir(root, category)
-        return cls(config, preset, folder, Path(out).expanduser().resolve() if out else RESULTS_DIR / "draft", chosen)
-
-    @cached_property
-    def train(self) -> Split:
-        self._make_synthgrid()
-        return load_split(self.folder, "train", self.config.image_size)
-
-    @cached_property
-    def test(self) -> Split:
-        self._make_synthgrid()
-        test = load_split(self.folder, "test", self.config.image_size)
-        trained_on, tested_on = self.train.images.shape[1], test.images.shape[1]
-        if trained_on != tested_on:
+        config = Config.from_preset(request.preset, request.settings)
+        device = set_up_device(request.device)
+        root = Path(request.data_root).expanduser().resolve() if request.data_root else synthgrid_root(config)
+        if not request.data_root and request.category == "grid":
+            counts = {key: max(2, round(config.synthgrid_fraction * count)) for key, count in COUNTS.items()}
+            write_synthgrid(root, size=config.synthgrid_size, counts=counts)
+        folder = category_dir(root, request.category)
+        train, test = (load_split(folder, split, config.image_size, device=device) for split in ("train", "test"))
+        if train.images.shape[1] != test.images.shape[1]:
             raise UserError(
-                f"{self.folder} has training images of {trained_on} and test images of {tested_on} channels: use one kind."
+                f"{folder} has training images of {train.images.shape[1]} and test images of {test.images.shape[1]} channels: "
+                "use one kind."
             )
-        return test
+        return cls(config, request, folder, request.folder("draft"), device, train, test)
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether the data set knows its scenes without their defects."""
+        """Whether each defective scene is known without its defect."""
         return (self.folder / "clean").is_dir()
 
     @cached_property
-    def train_images(self) -> Tensor:
-        """uint8 [N, C, S, S] on the device."""
-        return to_device(self.train.images, self.device)
-
-    @cached_property
-    def test_images(self) -> Tensor:
-        """uint8 [N, C, S, S] on the device."""
-        return to_device(self.test.images, self.device)
+    def checkpoint(self) -> Path:
+        """The VAE of this configuration and data: found by fingerprint, or trained now."""
+        return find_or_train(self.train.images, self.config, self.train.digest)
 
     @cached_property
     def trained(self) -> Trained:
-        """The VAE of this configuration and data: found by fingerprint, or trained now."""
-        return load_or_train(self.train_images, self.config, self.train.digest)
+        return load(self.checkpoint, self.config, self.device)
 
-    @property
+    @cached_property
     def vae(self) -> VAE:
-        return self.trained.vae
+        """The trained VAE, frozen, in fp32: for pictures and residuals."""
+        return frozen(self.trained.vae)
+
+    @cached_property
+    def fast_vae(self) -> VAE:
+        """The same in the precision of the descent, for `projection`."""
+        return frozen(self.trained.vae, projection_dtype(self.device))
 
     @cached_property
     def stopping_crops(self) -> Tensor:
-        """Random training crops, [512, C, crop, crop] in [0, 1], whose energies say when a tile may stop."""
+        """Random training crops, [512, C, crop, crop] in [0, 1]."""
         return self.sampler.sample(STOPPING_CROPS, torch.Generator().manual_seed(self.config.seed))
 
     @cached_property
     def stop_at(self) -> float:
-        """Energy under which a tile stops (`projection.stopping_energy`)."""
-        return stopping_energy(self.vae, self.stopping_crops, self.config)
+        """Energy under which a tile counts as normal (`projection.stopping_energy`)."""
+        return (
+            stopping_energy(self.fast_vae, self.stopping_crops, self.config) if self.config.stop_quantile is not None else 0.0
+        )
 
     @cached_property
     def sampler(self) -> CropSampler:
-        return CropSampler(self.train_images, self.config)
+        return CropSampler(self.train.images, self.config)
 
     @property
     def fingerprint(self) -> str:
@@ -131,15 +144,12 @@ class Workspace:
         """The same data, not read again, under a configuration with some hyper-parameters changed.
 
         Raises:
-            UserError: a change of ``image_size``, which is another data set: `open` that one.
+            UserError: a change of what the data are made of, such as ``image_size``: `open` another workspace.
         """
-        other = replace(self, config=self.config.replace(**changes))
-        if other.config.image_size != self.config.image_size:
-            raise UserError("image_size belongs to the data, which stay as they are here: open another workspace with it.")
-        # Cached properties live in the instance's dictionary.
-        data = ("train", "test", "train_images", "test_images")
-        other.__dict__.update({name: self.__dict__[name] for name in data if name in self.__dict__})
-        return other
+        config = self.config.replace(**changes)
+        if config.fingerprint("data") != self.config.fingerprint("data"):
+            raise UserError(f"{', '.join(changes)}: the data stay as they are here, so open another workspace for that.")
+        return replace(self, config=config)
 
     def defect_names(self, each: int = 1) -> list[str]:
         """The first ``each`` test images of every defect, such as ``["bent/000", "broken/000", ...]``."""
@@ -159,9 +169,9 @@ class Workspace:
             raise UserError(f"{self.folder / 'test'} holds no image with a defect: this notebook needs some to show.")
         side, crops, masks, corners = self.config.crop_size, [], [], []
         for i in map(self.test.index, names):
-            mask = torch.from_numpy(self.test.gt_masks[i].copy())
-            top, left = centred_crop(self.test_images[i], mask, side)
-            crops.append(self.test_images[i][..., top : top + side, left : left + side])
+            mask = torch.from_numpy(self.test.gt_masks[i])
+            top, left = centred_crop(self.test.images[i], mask, side)
+            crops.append(self.test.images[i][..., top : top + side, left : left + side])
             masks.append(mask[top : top + side, left : left + side] > 0)
             corners.append((top, left))
         return to_unit(torch.stack(crops)), torch.stack(masks), corners
@@ -178,12 +188,6 @@ class Workspace:
         plain = json.loads(json.dumps(metrics), parse_constant=lambda _: None)  # JSON has no word for nan
         with written_whole(path) as scratch:
             scratch.write_text(json.dumps(known | plain, indent=1, sort_keys=True) + "\n")
-
-    def _make_synthgrid(self) -> None:
-        if self.folder.parent == synthgrid_root(self.config):
-            config = self.config
-            counts = {key: max(2, round(config.synthgrid_fraction * count)) for key, count in COUNTS.items()}
-            write_synthgrid(self.folder.parent, size=config.synthgrid_size, counts=counts)
 
 
 def synthgrid_root(config: Config) -> Path:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import Config
-from .model import VAE, frozen
-from .projection import reconstruction_energy
+from ..config import Config
+from ..model import VAE
+from ..projection import reconstruction_energy
 
 BUGS = ("detached_gradient", "swapped_bce", "stale_gradient")
 
@@ -17,7 +17,7 @@ def article_loop(vae: VAE, tiles: Tensor, config: Config, bugs: tuple[str, ...] 
     """Run the article's loop; with no bugs it is `projection.project` without stopping.
 
     Args:
-        vae: any `VAE` in eval mode.
+        vae: from `model.frozen`, in fp32.
         tiles: x_0, [B, C, H, W] in [0, 1].
         config: ``alpha``, ``lam``, ``iterations``, ``energy`` and ``soft_mask``.
         bugs: which to keep.
@@ -30,7 +30,6 @@ def article_loop(vae: VAE, tiles: Tensor, config: Config, bugs: tuple[str, ...] 
         x_T, [B, C, H, W] in [0, 1]. The article never clips; without it, its cross-entropy stops with an error at the
         first pixel outside [0, 1], so nothing would be left to compare.
     """
-    vae = frozen(vae)
     x_0 = tiles.detach().clone().requires_grad_()
     x = x_0
     for _ in range(config.iterations):

@@ -5,7 +5,6 @@ Drawn with numpy and PIL; matplotlib draws the energy's curve, once a trajectory
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from .figures import CHANGE, STYLE
+from ..figures import CHANGE, STYLE
 
 TILE, HEAD, GAP = 256, 20, 8  # side of a picture, its title, and the space between two, pixels
 WIDTH, HEIGHT = 2 * TILE + GAP, 2 * (TILE + HEAD) + GAP + HEAD  # of a sheet
@@ -47,15 +46,6 @@ class Run:
 
     def __len__(self) -> int:
         return len(self.frames)
-
-    def first(self, count: int) -> Run:
-        """Its beginning: iterations do not depend on how many follow."""
-        return dataclasses.replace(
-            self,
-            frames=self.frames[:count],
-            reconstruction_energy=self.reconstruction_energy[:count],
-            distance=self.distance[:count],
-        )
 
 
 class Sheet:

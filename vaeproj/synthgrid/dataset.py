@@ -1,14 +1,11 @@
 """SynthGrid: a seeded, rendered stand-in for the category `grid` of MVTec AD, in the same layout on disk.
 
-Scenes come from `mesh.py`, defects from `synthdefects.py`; here they become 8-bit images with exact masks, and a folder
+Scenes come from `mesh.py`, defects from `defects.py`; here they become 8-bit images with exact masks, and a folder
 that is written whole or not at all.
 """
 
-import fcntl
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,13 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
-from .config import UserError
+from ..config import UserError
+from ..files import written_whole
+from .defects import PAINTERS
 from .mesh import draw_mesh, radiance
-from .synthdefects import PAINTERS
 
 VERSION = 1  # raise when pixel values change
 MARKER = "synthgrid.json"  # the settings of a set, in its folder
@@ -126,19 +125,14 @@ def write_synthgrid(
     if _is_complete(target, settings):  # before the lock, which a read-only folder would not allow
         return target
     data_root.mkdir(parents=True, exist_ok=True)
-    with (data_root / ".synthgrid.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # freed when the process ends, however it ends
+    with FileLock(data_root / ".synthgrid.lock"):  # freed when the process ends, however it ends
         if _is_complete(target, settings):  # another process has just made it
             return target
-        for leftover in data_root.glob(".synthgrid-*"):  # ours alone while we hold the lock: their makers are dead
-            shutil.rmtree(leftover)
-        with tempfile.TemporaryDirectory(prefix=".synthgrid-", dir=data_root) as temporary:
-            staged = Path(temporary) / "grid"
+        with written_whole(target) as staged:
             staged.mkdir()
             _render_all(staged, settings, progress, workers)
             (staged / MARKER).write_text(json.dumps(settings, indent=2) + "\n")
-            if not _is_complete(target, settings):  # rendering takes minutes: look again before taking the name
-                staged.rename(target)
+            _is_complete(target, settings)  # rendering takes minutes: refuse what somebody else put there meanwhile
     return target
 
 

@@ -2,7 +2,7 @@
 
 No test image and no mask is needed to choose hyper-parameters: some training images are held out, a VAE is trained on the
 rest, defects of six kinds are pasted on the held-out ones, and a setting is as good as its localization there.
-`proxy_workspace` puts such a test set in place of the real one, for `benchmark.ablate` and `sweep` (notebook 07).
+`proxy_workspace` puts such a test set in place of the real one, for `ablation.ablate` and `sweep` (notebook 07).
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import torch
 from scipy import ndimage
 
-from .config import UserError
-from .mvtec import Split
-from .workspace import Workspace
+from ..config import UserError
+from ..data import Split
+from ..workspace import Workspace
 
 KINDS = ("warp", "erase", "tint", "chip", "thread", "swap")
 
@@ -60,15 +61,16 @@ def proxy_workspace(ws: Workspace) -> Workspace:
     """
     if len(ws.train.names) < 2:
         raise UserError(f"{ws.folder / 'train/good'} holds one image: add more, since one is to be held out.")
-    train, test, masks, defects = proxy_split(np.array(ws.train.images), held_out=max(1, min(5, len(ws.train.names) // 5)))
+    held_out = max(1, min(5, len(ws.train.names) // 5))
+    train, test, masks, defects = proxy_split(ws.train.images.cpu().numpy(), held_out=held_out)
     digest = hashlib.sha256(train.tobytes() + test.tobytes() + masks.tobytes()).hexdigest()
-    names = [f"{defect}/{i:03d}" for i, defect in enumerate(defects)]
-    good, clean = ["good"] * len(train), np.zeros((len(train), *masks.shape[1:]), np.uint8)
-    proxy = replace(ws)
-    # Cached properties live in the instance's dictionary.
-    proxy.__dict__["train"] = Split(train, clean, good, [f"good/{i:03d}" for i in range(len(train))], digest)
-    proxy.__dict__["test"] = Split(test, masks, defects, names, digest)
-    return proxy
+
+    def split(images: np.ndarray, gt_masks: np.ndarray, folders: list[str]) -> Split:
+        names = [f"{folder}/{i:03d}" for i, folder in enumerate(folders)]
+        return Split(torch.from_numpy(images).to(ws.device), gt_masks, folders, names, digest)
+
+    clean = np.zeros((len(train), *masks.shape[1:]), np.uint8)
+    return replace(ws, train=split(train, clean, ["good"] * len(train)), test=split(test, masks, defects))
 
 
 def paste(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

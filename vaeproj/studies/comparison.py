@@ -1,10 +1,8 @@
-"""Methods side by side on the same trained VAEs, and one-change-at-a-time ablations, cached by fingerprint."""
+"""Methods side by side on the same trained VAEs: localization on whole images, restoration of crops."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,42 +13,26 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..config import PRESETS, Config
+from ..crops import to_unit
+from ..data import load_clean
+from ..localization import Score, anomaly_maps, change_score, projection_score, residual_score, smooth, ssim_map
+from ..metrics import METRICS, evaluate, psnr
+from ..projection import project, stopping_energy
+from ..workspace import Workspace
 from .article import BUGS, article_loop
-from .config import PRESETS, RESULTS_DIR, Config
-from .crops import to_device, to_unit
-from .files import written_whole
-from .localization import (
-    METRICS,
-    anomaly_maps,
-    difference,
-    evaluate,
-    projection_score,
-    psnr,
-    residual_score,
-    smooth,
-    ssim_map,
-)
-from .model import frozen
-from .mvtec import load_clean
-from .projection import project, stopping_energy
+from .cache import cached
 from .proxy import proxy_workspace
-from .workspace import Workspace
 
-CACHE_DIR = RESULTS_DIR / "cache"
 LABEL_FREE_QUANTILE = 0.999  # of normal images' anomaly maps
 ARTICLE = {key: PRESETS["blog"][key] for key in ("energy", "alpha", "lam", "iterations")}
 # Tiles a call of the article's loop: its stale gradient keeps the graph of every iteration in memory.
 ARTICLE_CHUNK = {"cpu": 32, "cuda": 256}
 
-Score = Callable[[Tensor], Tensor]
-
 
 def scores(ws: Workspace) -> dict[str, Score]:
-    """The methods compared, by name: each maps tiles [B, C, crop, crop] to pixel scores, alike.
-
-    The last is the preset's own, the headline.
-    """
-    config, vae = ws.config, ws.vae
+    """The methods compared, by name. The last is the preset's own, the headline."""
+    config, vae, fast = ws.config, ws.vae, ws.fast_vae
     article = config.replace(**ARTICLE, gradient="full", soft_mask=True, stop_quantile=None)
     quantile = 0.9 if config.stop_quantile is None else config.stop_quantile
     projections = {
@@ -65,19 +47,18 @@ def scores(ws: Workspace) -> dict[str, Score]:
         "article + detached gradient": _article_score(ws, article, ("detached_gradient",)),
         "article + swapped BCE": _article_score(ws, article, ("swapped_bce",)),
         "article + stale gradient": _article_score(ws, article, ("stale_gradient",)),
-        "article, mended": projection_score(vae, article),
+        "article, corrected": projection_score(fast, article),
     }
     # The preset's own is mostly one of the rows above it: the same function then, to be judged once.
-    by_config = {c: projection_score(vae, c, stopping_energy(vae, ws.stopping_crops, c)) for c in projections.values()}
+    by_config = {c: projection_score(fast, c, stopping_energy(fast, ws.stopping_crops, c)) for c in projections.values()}
     return methods | {name: by_config[c] for name, c in projections.items()}
 
 
 def _article_score(ws: Workspace, config: Config, bugs: tuple[str, ...]) -> Score:
-    def score(tiles: Tensor) -> Tensor:
-        moved = torch.cat([article_loop(ws.vae, part, config, bugs) for part in tiles.split(ARTICLE_CHUNK[tiles.device.type])])
-        return difference(tiles, moved, config.score)
+    def move(tiles: Tensor) -> Tensor:
+        return torch.cat([article_loop(ws.vae, part, config, bugs) for part in tiles.split(ARTICLE_CHUNK[tiles.device.type])])
 
-    return score
+    return change_score(move, config.score)
 
 
 @dataclass(frozen=True)
@@ -91,7 +72,7 @@ class Result:
 
 def judge(ws: Workspace, score: Score) -> Result:
     """Anomaly maps of every test image and their metrics, raw and smoothed."""
-    raw = anomaly_maps(ws.test_images, score, ws.config)
+    raw = anomaly_maps(ws.test.images, score, ws.config)
     maps = smooth(raw, ws.config.sigma, ws.config.sigma_wide)
     smoothed = evaluate(maps, ws.test.gt_masks, ws.test.defects)
     return Result(maps, smoothed, evaluate(raw, ws.test.gt_masks, ws.test.defects, bootstrap=0))
@@ -102,16 +83,13 @@ def _judged(ws: Workspace, name: str, score: Score, *, keep_maps: bool) -> Resul
 
     Maps are as large as the images: without ``keep_maps`` there are none.
     """
-    key = f"{_made_from(ws, 'article', 'benchmark')} {ARTICLE} {name} {keep_maps}"
-    path = CACHE_DIR / f"method-{ws.config.fingerprint(data=key)}.npz"
-    if not path.exists():
+
+    def compute() -> tuple[Any, np.ndarray]:
         result = judge(ws, score)
-        maps = (result.maps if keep_maps else result.maps[:0]).cpu().numpy()
-        metrics = json.dumps([result.smoothed, result.raw], default=np.ndarray.tolist)
-        with written_whole(path) as scratch:
-            np.savez(scratch, maps=maps, metrics=np.array(metrics))
-    with np.load(path) as saved:
-        return Result(torch.from_numpy(saved["maps"]), *json.loads(saved["metrics"].item()))
+        return [result.smoothed, result.raw], (result.maps if keep_maps else result.maps[:0]).cpu().numpy()
+
+    (smoothed, raw), maps = cached(ws, f"method: {name}, {ARTICLE}, maps {keep_maps}", compute)
+    return Result(torch.from_numpy(maps), smoothed, raw)
 
 
 def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -120,8 +98,8 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
     Returns:
         For each method the mean over seeds of each metric, ``raw`` metrics alike, ``seeds`` (a row each), and of the
         first seed ``standard_error``, ``per_defect`` and ``oracle_F1`` with its threshold; ``gain``: how far the mean lies
-        above the best VAE residual's in each metric, with the standard error of that difference in the first seed,
-        images resampled alike for both.
+        above the best VAE residual's in each metric, with the standard error of that difference, images resampled alike for
+        both and in every seed.
         For each method the first seed's smoothed maps, [N, H, W].
     """
     rows: dict[str, list[Result]] = {}
@@ -144,16 +122,20 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
 
 
 def _gain(own: list[Result], others: list[list[Result]]) -> dict[str, dict[str, float]]:
-    """How far one method's mean over seeds lies above the best of others, and the paired standard error of the first seed."""
+    """How far one method's mean over seeds lies above the best of others, and the paired standard error of that difference."""
 
     def mean(results: list[Result], key: str) -> float:
         return float(np.mean([result.smoothed[key] for result in results]))
 
+    def replicates(results: list[Result]) -> np.ndarray:
+        """[bootstrap, metrics]: a resampling draws the same images in every seed, so its value too is a mean over seeds."""
+        return np.mean([result.smoothed["replicates"] for result in results], axis=0)
+
     gain = {}
     for k, key in enumerate(METRICS):
         best = max(others, key=lambda other: mean(other, key))
-        one, other = (np.array(results[0].smoothed["replicates"])[:, k] for results in (own, best))
-        gain[key] = {"difference": mean(own, key) - mean(best, key), "standard_error": float(np.std(one - other, ddof=1))}
+        spread = replicates(own)[:, k] - replicates(best)[:, k]
+        gain[key] = {"difference": mean(own, key) - mean(best, key), "standard_error": float(np.std(spread, ddof=1))}
     return gain
 
 
@@ -170,13 +152,13 @@ def label_free_threshold(ws: Workspace) -> float:
     """
     held_out = proxy_workspace(ws)
     good = [i for i, defect in enumerate(held_out.test.defects) if defect == "good"]
-    maps = relative(_own_maps(held_out, held_out.test_images[good]))
+    maps = relative(own_maps(held_out, held_out.test.images[good]))
     return np.quantile(maps.cpu().numpy(), LABEL_FREE_QUANTILE).item()
 
 
-def _own_maps(ws: Workspace, images: Tensor) -> Tensor:
+def own_maps(ws: Workspace, images: Tensor) -> Tensor:
     """Smoothed anomaly maps of a workspace's own method, [N, H, W], for images uint8 [N, C, H, W]."""
-    score = projection_score(ws.vae, ws.config, ws.stop_at)
+    score = projection_score(ws.fast_vae, ws.config, ws.stop_at)
     return smooth(anomaly_maps(images, score, ws.config), ws.config.sigma, ws.config.sigma_wide)
 
 
@@ -193,11 +175,11 @@ def restoration(ws: Workspace) -> dict[str, dict[str, Tensor]]:
     names = [name for name in ws.test.names if not name.startswith("good/")]
     crops, masks, corners = ws.crops_at(names)
     side = ws.config.crop_size
-    scenes = to_unit(to_device(load_clean(ws.folder, names, ws.config.image_size), ws.device))
+    scenes = to_unit(load_clean(ws.folder, names, ws.config.image_size).to(ws.device))
     clean = torch.stack([scene[..., y : y + side, x : x + side] for scene, (y, x) in zip(scenes, corners, strict=True)])
     with torch.no_grad():
-        painted = frozen(ws.vae).reconstruct(crops)
-    pictures = {"test image": crops, "VAE": painted, "projection": project(ws.vae, crops, ws.config, ws.stop_at).image}
+        painted = ws.vae.reconstruct(crops)
+    pictures = {"test image": crops, "VAE": painted, "projection": project(ws.fast_vae, crops, ws.config, ws.stop_at).image}
     inside = masks.to(ws.device)
     result: dict[str, dict[str, Tensor]] = {}
     for method, picture in pictures.items():
@@ -235,32 +217,3 @@ def save_maps(maps: Tensor, names: Sequence[str], folder: Path) -> None:
     grey = (maps / maps.max() * 255).round().byte().cpu().numpy()
     for name, pixels in zip(names, grey, strict=True):
         Image.fromarray(pixels).save(folder / f"{name.replace('/', '_')}.png")
-
-
-def ablate(ws: Workspace, changes: dict[str, Any]) -> dict[str, float]:
-    """Metrics of the preset's own method with some hyper-parameters changed; computed once, then found by fingerprint.
-
-    Trains a VAE where a change touches training.
-    """
-    changed = ws.reconfigured(**changes)
-    path = CACHE_DIR / f"ablation-{changed.config.fingerprint(data=_made_from(ws))}.json"
-    if not path.exists():
-        metrics = evaluate(_own_maps(changed, ws.test_images), ws.test.gt_masks, ws.test.defects, bootstrap=0)
-        with written_whole(path) as scratch:
-            scratch.write_text(json.dumps({key: metrics[key] for key in METRICS}))
-    return json.loads(path.read_text())
-
-
-def _made_from(ws: Workspace, *more: str) -> str:
-    """Data, kind of device, and hash of the modules that turn a VAE and images into metrics: with others, cached metrics are
-    not found.
-    """
-    modules = ("blur", "crops", "model", "projection", "localization", *more)
-    code = hashlib.sha256(b"".join(Path(__file__).with_name(f"{m}.py").read_bytes() for m in modules)).hexdigest()
-    return f"{ws.train.digest} {ws.test.digest} {ws.device.type} {code}"
-
-
-def sweep(ws: Workspace, name: str, values: Sequence[Any]) -> dict[str, list[float]]:
-    """`ablate` along the values of one hyper-parameter: lists in the order of ``values`` for each metric."""
-    rows = [ablate(ws, {name: value}) for value in tqdm(values, desc=name, unit="value")]
-    return {key: [row[key] for row in rows] for key in METRICS}

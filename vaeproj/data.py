@@ -1,0 +1,242 @@
+"""The MVTec AD folder layout: read it, check it, keep it decoded.
+
+``<data_root>/<category>/train/good``, ``test/<defect>``, ``ground_truth/<defect>/<name>_mask.png``
+(Bergmann et al., CVPR 2019).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .config import DATA_DIR, UserError
+from .files import written_whole
+
+DECODING_VERSION = 2  # raise when a file's pixels come out otherwise: it is part of every digest
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+BIT_DEPTHS = (8, 10, 12, 14, 16)  # of cameras; files have room for 8 or 16
+DECODED_DIR = DATA_DIR / ".decoded"
+CPU = torch.device("cpu")
+
+Item = tuple[Path, Path | None]  # an image and its mask
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a category, decoded and resized once.
+
+    Attributes:
+        images: uint8 [N, C, S, S] on the device, grey (C = 1) or RGB (C = 3).
+        gt_masks: uint8 [N, S, S] in {0, 1}; zeros where the image is good.
+        defects: the folder of each image: ``good`` or the defect's name.
+        names: ``defect/stem`` of each image, such as ``bent/003``.
+        digest: sha256 of the files' bytes and of the decoding's version; it names the data in fingerprints and manifests.
+    """
+
+    images: Tensor
+    gt_masks: np.ndarray
+    defects: list[str]
+    names: list[str]
+    digest: str
+
+    @property
+    def gt_labels(self) -> np.ndarray:
+        """Bool [N]: true where the image holds a defect."""
+        return np.array([defect != "good" for defect in self.defects])
+
+    def index(self, name: str) -> int:
+        """Position of an image by its name, such as ``bent/003``."""
+        if name not in self.names:
+            raise UserError(
+                f"There is no image '{name}' in this split; the names run from {self.names[0]} to {self.names[-1]}."
+            )
+        return self.names.index(name)
+
+
+def category_dir(data_root: Path, category: str) -> Path:
+    """The folder of a category, or a sentence that lists the categories which are there.
+
+    Raises:
+        UserError: ``data_root`` or the category is missing.
+    """
+    if not data_root.is_dir():
+        raise UserError(f"The data root {data_root} is not a folder: pass --data-root a folder that holds category folders.")
+    found = sorted(p.name for p in data_root.iterdir() if (p / "train" / "good").is_dir())
+    if category not in found:
+        listed = ", ".join(found) if found else "none"
+        raise UserError(f"{data_root} has no category '{category}' with a train/good folder; categories found: {listed}.")
+    return data_root / category
+
+
+def load_split(folder: Path, split: str, size: int, *, device: torch.device = CPU, cache: Path | None = DECODED_DIR) -> Split:
+    """Read ``train`` or ``test`` of a category folder, by the files that are there.
+
+    Images are resized to ``size`` x ``size`` with a bilinear filter, masks with nearest neighbour. The pixels are kept
+    under the split's digest, so a second start reads them as they are and a changed file is decoded anew.
+
+    Args:
+        folder: a category folder, such as ``mvtec_ad/grid``.
+        split: ``train`` or ``test``.
+        size: side of the resized images, pixels.
+        device: where the images go.
+        cache: folder of decoded arrays; None keeps nothing.
+
+    Raises:
+        UserError: no images, an unreadable image, a missing mask or one of another size than its image.
+    """
+    items = [(path, _mask_path(folder, path)) for path in _image_paths(folder, split)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL and hashlib release the interpreter lock
+        raw = list(pool.map(lambda item: tuple(b"" if path is None else _read(path) for path in item), items))
+        total = hashlib.sha256(f"decoding {DECODING_VERSION}".encode())
+        for part in pool.map(lambda files: b"".join(hashlib.sha256(file).digest() for file in files), raw):
+            total.update(part)
+        kept = None if cache is None else cache / f"{total.hexdigest()[:16]}-{size}"
+        arrays = _load_decoded(kept)
+        if arrays is None:
+            arrays = _decode_all(pool, items, raw, size)
+            if kept is not None:
+                _save_decoded(kept, arrays)
+    images = torch.from_numpy(arrays[0]).to(device)
+    defects = [path.parent.name for path, _ in items]
+    return Split(images, arrays[1], defects, [f"{path.parent.name}/{path.stem}" for path, _ in items], total.hexdigest())
+
+
+def load_clean(folder: Path, names: Sequence[str], size: int) -> Tensor:
+    """SynthGrid's ground truth: the same scenes without their defect, uint8 [N, 1, size, size].
+
+    Raises:
+        UserError: the category has no ``clean`` folder (only SynthGrid does).
+    """
+    if not (folder / "clean").is_dir():
+        raise UserError(f"{folder} has no 'clean' folder: only SynthGrid knows its scenes without the defect.")
+    paths = [folder / "clean" / f"{name}.png" for name in names]
+    return torch.from_numpy(np.stack([_decode(_open(path, _read(path)), size, bits=8) for path in paths]))
+
+
+def check(folder: Path) -> dict[str, int]:
+    """Read every image and mask of a category folder and count them by folder.
+
+    Raises:
+        UserError: what `load_split` refuses.
+    """
+    counts: Counter[str] = Counter()
+    for split in ("train", "test"):
+        for defect in load_split(folder, split, 64, cache=None).defects:
+            counts[f"{split}/{defect}"] += 1
+            if defect != "good":
+                counts[f"ground_truth/{defect}"] += 1
+    return dict(counts)
+
+
+def _image_paths(folder: Path, split: str) -> list[Path]:
+    parents = [folder / "train" / "good"] if split == "train" else sorted(p for p in (folder / "test").glob("*") if p.is_dir())
+    paths = [
+        p
+        for parent in parents
+        for p in sorted(parent.glob("*"))
+        if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and not p.is_dir()
+    ]
+    if not paths:
+        raise UserError(f"{folder / split} holds no images: it should look like MVTec AD, {split}/good/000.png and so on.")
+    return paths
+
+
+def _mask_path(folder: Path, image: Path) -> Path | None:
+    """The mask of a test image; None for a good one."""
+    if image.parent.name == "good":
+        return None
+    mask = folder / "ground_truth" / image.parent.name / f"{image.stem}_mask.png"
+    if not mask.is_file():
+        raise UserError(f"{image} has no mask: expected {mask}.")
+    return mask
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): replace or remove the file.") from error
+
+
+def _open(path: Path, data: bytes, modes: str = "") -> Image.Image:
+    """The picture, decoded if its mode starts with ``modes``; of others the header alone is read."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.mode.startswith(modes):
+            image.load()
+    except Exception as error:  # PIL raises many kinds; the remedy is the same for all
+        raise UserError(f"{path} cannot be read as an image ({error}): replace or remove the file.") from error
+    return image
+
+
+def _bits(path: Path, data: bytes) -> int:
+    """How many bits a picture's levels take: cameras of 12 bits store theirs in files of 16."""
+    image = _open(path, data, "I")
+    top = int(np.asarray(image).max()) if image.mode.startswith("I") else 0
+    return next(bits for bits in BIT_DEPTHS if top < 1 << bits)
+
+
+def _decode(image: Image.Image, size: int, bits: int) -> np.ndarray:
+    """uint8 [C, size, size]."""
+    if image.mode.startswith("I"):  # PIL's own conversion would clip at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+    image = image.convert("L" if image.mode in {"1", "L", "LA"} else "RGB")
+    pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _decode_item(item: Item, data: Sequence[bytes], size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    image, mask_path = _open(item[0], data[0]), item[1]
+    pixels = _decode(image, size, bits)
+    if mask_path is None:
+        return pixels, np.zeros((size, size), np.uint8)
+    mask = _open(mask_path, data[1])
+    if mask.size != image.size:
+        raise UserError(
+            f"{mask_path} is {mask.width}x{mask.height} but its image is {image.width}x{image.height}: replace the mask."
+        )
+    # Nearest neighbour keeps the mask binary; a smooth filter would invent half-defective pixels.
+    levels = np.asarray(mask.convert("L").resize((size, size), Image.Resampling.NEAREST))
+    # Some copies of the data store 255 where a pixel is defective, others 1.
+    return pixels, (levels > levels.max() // 2).astype(np.uint8)
+
+
+def _decode_all(
+    pool: ThreadPoolExecutor, items: list[Item], raw: Sequence[Sequence[bytes]], size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    # One depth for all: a dark picture among them stays dark.
+    bits = max(pool.map(lambda item, data: _bits(item[0], data[0]), items, raw))
+    decoded = list(pool.map(lambda item, data: _decode_item(item, data, size, bits), items, raw))
+    for (path, _), (pixels, _) in zip(items, decoded, strict=True):
+        if pixels.shape != decoded[0][0].shape:
+            raise UserError(
+                f"{path} has {len(pixels)} channels but {items[0][0]} has {len(decoded[0][0])}: use one kind of image."
+            )
+    return np.stack([d[0] for d in decoded]), np.stack([d[1] for d in decoded])
+
+
+def _load_decoded(kept: Path | None) -> tuple[np.ndarray, np.ndarray] | None:
+    if kept is None:
+        return None
+    try:
+        return np.load(kept / "images.npy"), np.load(kept / "masks.npy")
+    except (OSError, ValueError, EOFError):  # not decoded yet, or a file somebody cut short
+        return None
+
+
+def _save_decoded(kept: Path, arrays: tuple[np.ndarray, np.ndarray]) -> None:
+    with written_whole(kept) as folder:
+        folder.mkdir()
+        for array, name in zip(arrays, ("images.npy", "masks.npy"), strict=True):
+            np.save(folder / name, array)

@@ -1,0 +1,242 @@
+"""Metrics of anomaly maps: one sort of all pixels serves every curve, weighted sums along it the bootstrap.
+
+On a GPU the running sums add in any order: the last digits may differ from run to run. On a CPU they do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from .localization import image_scores
+
+FPR_LIMIT = 0.3  # AUPRO integrates the PRO curve up to this false-positive rate (Bergmann et al., 2021)
+BINS = 4096  # of the per-image histograms behind the bootstrap
+METRICS = ("pixel_AUROC", "pixel_AUPRO", "pixel_AP", "image_AUROC")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All pixels in order of falling score, once; every metric is a sum along it.
+
+    Attributes:
+        image: int32 [P], the image each pixel belongs to.
+        anomalous: bool [P].
+        region_weight: float64 [P], 1 / (pixels of the pixel's defect region), 0 for normal pixels.
+        last: bool [P], true at the last pixel of each run of equal scores: the only places to put a threshold.
+        score: float32 [P].
+    """
+
+    image: Tensor
+    anomalous: Tensor
+    region_weight: Tensor
+    last: Tensor
+    score: Tensor
+
+    def of(self, images: Tensor) -> Ranking:
+        """The ranking of some images' pixels only; ``images`` bool [N]."""
+        keep = images.to(self.image.device)[self.image.long()]
+        score = self.score[keep]
+        return Ranking(self.image[keep], self.anomalous[keep], self.region_weight[keep], _last_of_run(score), score)
+
+    def curves(self) -> Curves:
+        """ROC, precision-recall and PRO at every threshold that a score can be."""
+        true_positives = self.anomalous.cumsum(0)[self.last].double()
+        flagged = (torch.arange(len(self.last), device=self.last.device) + 1)[self.last].double()
+        overlap = self.region_weight.cumsum(0)[self.last]
+        false_positives = flagged - true_positives
+        return Curves(
+            self.score[self.last],
+            _with_origin(false_positives / false_positives[-1]),
+            _with_origin(true_positives / true_positives[-1]),
+            _with_origin(overlap / overlap[-1]),
+            true_positives / flagged,
+        )
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Points at falling thresholds; ``fpr``, ``recall`` and ``pro`` begin with the point (0, 0) of no pixel flagged.
+
+    Attributes:
+        threshold: [K].
+        fpr, recall, pro: [K + 1] in [0, 1].
+        precision: [K] in [0, 1].
+    """
+
+    threshold: Tensor
+    fpr: Tensor
+    recall: Tensor
+    pro: Tensor
+    precision: Tensor
+
+    @property
+    def auroc(self) -> float:
+        return torch.trapezoid(self.recall, self.fpr).item()
+
+    @property
+    def average_precision(self) -> float:
+        return (self.recall.diff() * self.precision).sum().item()
+
+    @property
+    def aupro(self) -> float:
+        """Area under PRO up to FPR .3, over .3; linear between points."""
+        inside = self.fpr <= FPR_LIMIT
+        end = int(inside.sum())
+        fpr, pro = self.fpr[:end], self.pro[:end]
+        if end < len(self.fpr):
+            share = (FPR_LIMIT - fpr[-1]) / (self.fpr[end] - fpr[-1])
+            edge = torch.lerp(pro[-1], self.pro[end], share)
+            fpr, pro = torch.cat([fpr, fpr.new_tensor([FPR_LIMIT])]), torch.cat([pro, edge[None]])
+        return (torch.trapezoid(pro, fpr) / FPR_LIMIT).item()
+
+    def best_f1(self) -> tuple[float, float]:
+        """The largest F1 and its threshold: an oracle, since it looks at the masks."""
+        f1 = 2 * self.precision * self.recall[1:] / (self.precision + self.recall[1:]).clamp(min=1e-12)
+        best = int(f1.argmax())
+        return f1[best].item(), self.threshold[best].item()
+
+
+def rank_pixels(maps: Tensor, gt_masks: np.ndarray) -> Ranking:
+    """Sort the pixels of maps [N, H, W] pooled over all images; gt_masks uint8 [N, H, W] in {0, 1}."""
+    score, order = maps.flatten().sort(descending=True, stable=True)
+    weight = torch.from_numpy(region_weights(gt_masks)).to(maps.device).flatten()[order]
+    image = (order // maps[0].numel()).int()
+    return Ranking(image, weight > 0, weight, _last_of_run(score), score)
+
+
+def region_weights(gt_masks: np.ndarray) -> np.ndarray:
+    """float64 [N, H, W]: in each 8-connected defect region, 1 over its pixels; 0 elsewhere.
+
+    Summed over flagged pixels and divided by the number of regions this is the mean per-region overlap.
+    """
+    weights = np.zeros(gt_masks.shape)
+    for weight, mask in zip(weights, gt_masks, strict=True):
+        labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+        sizes = np.bincount(labels.ravel())
+        weight[mask > 0] = 1 / sizes[labels[mask > 0]]
+    return weights
+
+
+def evaluate(
+    maps: Tensor, gt_masks: np.ndarray, defects: Sequence[str], *, bootstrap: int = 200, seed: int = 0
+) -> dict[str, Any]:
+    """Pooled localization metrics of smoothed maps.
+
+    Args:
+        maps: float32 [N, H, W].
+        gt_masks: uint8 [N, H, W] in {0, 1}.
+        defects: the defect of each image, or ``good``.
+        bootstrap: resamplings of the images behind the standard errors; 0 leaves them out.
+
+    Returns:
+        ``pixel_AUROC``, ``pixel_AUPRO`` (to FPR .3), ``pixel_AP``, ``image_AUROC``, each also under ``standard_error``
+        and, for each defect against the good images, under ``per_defect``; ``oracle_F1`` and ``oracle_threshold``;
+        ``replicates``, [bootstrap, 4], the metrics of each resampling. The same seed draws the same images for any maps, so
+        the difference of two methods' replicates is a paired one.
+    """
+    ranking, scores = rank_pixels(maps, gt_masks), image_scores(maps).cpu().numpy()
+    names = np.array(defects)
+    curves = ranking.curves()
+    result: dict[str, Any] = dict(_metrics(curves, scores, names != "good"))
+    result["oracle_F1"], result["oracle_threshold"] = curves.best_f1()
+    per_defect = {}
+    for defect in sorted(set(defects) - {"good"}):
+        chosen = (names == defect) | (names == "good")
+        subset = ranking.of(torch.from_numpy(chosen)).curves()
+        per_defect[defect] = _metrics(subset, scores[chosen], names[chosen] != "good")
+    result["per_defect"] = per_defect
+    if bootstrap:
+        replicates = _replicates(ranking, scores, names != "good", bootstrap, seed)
+        result["replicates"] = replicates
+        result["standard_error"] = dict(zip(METRICS, replicates.std(axis=0, ddof=1).tolist(), strict=True))
+    return result
+
+
+def psnr(image: Tensor, truth: Tensor, where: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB over the pixels of ``where``, each image by itself, [B].
+
+    Args:
+        image, truth: [B, C, H, W] in [0, 1].
+        where: bool [B, H, W]; an image without such pixels gives nan.
+    """
+    weight = where[:, None].expand_as(image).double()
+    error = ((image.double() - truth.double()).square() * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+    return -10 * error.log10()
+
+
+def image_auroc(scores: np.ndarray, gt_labels: np.ndarray) -> float:
+    """Chance that a defective image scores above a good one, ties counted half (Mann-Whitney); nan without both kinds."""
+    bad, good = scores[gt_labels], scores[~gt_labels]
+    if not len(bad) or not len(good):
+        return float("nan")
+    return float(((bad[:, None] > good).mean() + (bad[:, None] >= good).mean()) / 2)
+
+
+def f1_at(maps: Tensor, gt_masks: np.ndarray, threshold: float) -> float:
+    """F1 of ``maps >= threshold`` against the masks: what a threshold chosen without labels achieves."""
+    flagged, mask = maps >= threshold, torch.from_numpy(np.array(gt_masks)).to(maps.device) > 0
+    return (2 * (flagged & mask).sum() / (flagged.sum() + mask.sum())).item()
+
+
+def _metrics(curves: Curves, scores: np.ndarray, gt_labels: np.ndarray) -> dict[str, float]:
+    return dict(
+        zip(METRICS, (curves.auroc, curves.aupro, curves.average_precision, image_auroc(scores, gt_labels)), strict=True)
+    )
+
+
+def _replicates(ranking: Ranking, scores: np.ndarray, gt_labels: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
+    """Each metric over images drawn with replacement, good and defective ones each among themselves: [bootstrap, 4].
+
+    Pixels are first counted per image in bins of equal numbers, so a replicate is a weighted sum and nothing is
+    sorted again; within a bin scores count as tied.
+    """
+    number, pixels = len(scores), len(ranking.score)
+    bins = min(BINS, pixels)
+    # A bin ends only where a run of equal scores does.
+    ends = torch.linspace(pixels / bins, pixels, bins, dtype=torch.float64, device=ranking.score.device).round().long() - 1
+    run_end = ranking.last.nonzero()[:, 0]
+    edges = run_end[torch.searchsorted(run_end, ends)].unique()
+    slot = torch.searchsorted(edges, torch.arange(pixels, device=edges.device)) + ranking.image.long() * len(edges)
+
+    def count(weight: Tensor) -> Tensor:
+        return (
+            torch.zeros(number * len(edges), dtype=torch.float64, device=slot.device)
+            .index_add_(0, slot, weight.double())
+            .view(number, -1)
+        )
+
+    tables = torch.stack([count(ranking.anomalous), count(~ranking.anomalous), count(ranking.region_weight)])
+    rng = np.random.default_rng(seed)
+    groups = [np.flatnonzero(gt_labels), np.flatnonzero(~gt_labels)]
+    samples = []
+    for _ in range(bootstrap):
+        drawn = np.concatenate([rng.choice(group, len(group)) for group in groups if len(group)])
+        times = torch.from_numpy(np.bincount(drawn, minlength=number)).to(tables)
+        true_positives, false_positives, overlap = (tables * times[:, None]).sum(1).cumsum(-1)
+        curves = Curves(
+            ranking.score[edges],
+            _with_origin(false_positives / false_positives[-1]),
+            _with_origin(true_positives / true_positives[-1]),
+            _with_origin(overlap / overlap[-1]),
+            true_positives / (true_positives + false_positives).clamp(min=1),
+        )
+        samples.append(list(_metrics(curves, scores[drawn], gt_labels[drawn]).values()))
+    return np.array(samples)
+
+
+def _last_of_run(score: Tensor) -> Tensor:
+    last = torch.ones_like(score, dtype=torch.bool)
+    last[:-1] = score[:-1] != score[1:]
+    return last
+
+
+def _with_origin(values: Tensor) -> Tensor:
+    return F.pad(values, (1, 0))

@@ -1,0 +1,1 @@
+"""The panel of notebooks 04 and 05."""

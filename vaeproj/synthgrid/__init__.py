@@ -1,0 +1,1 @@
+"""SynthGrid: rendered data sets in MVTec AD's layout."""
