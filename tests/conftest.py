@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import numpy as np
@@ -12,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vaeproj import projection
 from vaeproj.config import UserError
 from vaeproj.model import VAE
+from vaeproj.workspace import Request, Workspace
 
 # One process a core under xdist: more threads would only get in one another's way.
 torch.set_num_threads(1)
@@ -81,13 +82,6 @@ def category(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Projections on the CPU in fp32, which can be held against formulas, whatever the processor would do faster."""
-    usual = projection._precision
-    monkeypatch.setattr(projection, "_precision", lambda device: torch.float32 if device.type == "cpu" else usual(device))
-
-
 @pytest.fixture(scope="session")
 def seasoned_vae() -> Callable[..., VAE]:
     """A small VAE in eval mode: BatchNorm statistics and scales away from their initial 0 and 1, outputs far from flat."""
@@ -108,5 +102,30 @@ def seasoned_vae() -> Callable[..., VAE]:
                 x = torch.rand(32, channels, crop_size, crop_size, generator=generator)
                 vae(x, torch.randn(32, latent_dim, generator=generator))
         return vae.eval()
+
+    return make
+
+
+@pytest.fixture
+def open_ws(category: Path, seasoned_vae: Callable[..., VAE], tmp_path: Path) -> Callable[..., Workspace]:
+    """Opens the small category; each seed has a VAE of its own that needs no training."""
+
+    class Seasoned(Workspace):
+        @property
+        def trained(self) -> SimpleNamespace:
+            config = self.config
+            return SimpleNamespace(
+                vae=seasoned_vae(config.latent_dim, config.crop_size, self.train.images.shape[1], config.seed)
+            )
+
+        @property
+        def weights(self) -> str:
+            return f"seasoned {self.config.seed}"
+
+    small = "image_size=32 crop_size=16 stride=8 latent_dim=8"
+
+    def make(settings: str = "", **request: str) -> Workspace:
+        asked = {"data_root": str(category.parent), "category": "mesh", "device": "cpu", "out": str(tmp_path / "out")}
+        return Seasoned.open(Request(settings=f"{small} {settings}", **asked | request), kept=tmp_path / "kept")
 
     return make

@@ -20,13 +20,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .config import DATA_DIR, UserError
+from .config import UserError
 from .files import written_whole
 
 DECODING_VERSION = 2  # raise when a file's pixels come out otherwise: it is part of every digest
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 BIT_DEPTHS = (8, 10, 12, 14, 16)  # of cameras; files have room for 8 or 16
-DECODED_DIR = DATA_DIR / ".decoded"
 CPU = torch.device("cpu")
 
 Item = tuple[Path, Path | None]  # an image and its mask
@@ -79,7 +78,7 @@ def category_dir(data_root: Path, category: str) -> Path:
     return data_root / category
 
 
-def load_split(folder: Path, split: str, size: int, *, device: torch.device = CPU, cache: Path | None = DECODED_DIR) -> Split:
+def load_split(folder: Path, split: str, size: int, *, device: torch.device = CPU, cache: Path | None = None) -> Split:
     """Read ``train`` or ``test`` of a category folder, by the files that are there.
 
     Images are resized to ``size`` x ``size`` with a bilinear filter, masks with nearest neighbour. The pixels are kept
@@ -132,7 +131,7 @@ def check(folder: Path) -> dict[str, int]:
     """
     counts: Counter[str] = Counter()
     for split in ("train", "test"):
-        for defect in load_split(folder, split, 64, cache=None).defects:
+        for defect in load_split(folder, split, 64).defects:
             counts[f"{split}/{defect}"] += 1
             if defect != "good":
                 counts[f"ground_truth/{defect}"] += 1

@@ -19,12 +19,13 @@ SCORE_CHUNK = 512  # tiles whose scores are computed at once
 Score = Callable[[Tensor], Tensor]  # tiles [B, C, crop, crop] in [0, 1] -> anomaly score of each pixel, alike
 
 
-def anomaly_maps(images: Tensor, score: Score, config: Config) -> Tensor:
+def anomaly_maps(images: Tensor, score: Score, config: Config, *, at_once: int = TILES_AT_ONCE) -> Tensor:
     """Unsmoothed anomaly maps of whole images.
 
     Args:
         images: uint8 [N, C, H, W].
         score: judges their tiles.
+        at_once: about how many tiles are held at a time.
 
     Returns:
         float32 [N, H, W]: the mean over channels and, weighted, over the tiles that hold a pixel (`crops.untile`).
@@ -32,7 +33,7 @@ def anomaly_maps(images: Tensor, score: Score, config: Config) -> Tensor:
     height, width = images.shape[-2:]
     tiles_each = tile(images[:1], config.crop_size, config.stride).shape[1]
     maps = []
-    for group in images.split(max(1, TILES_AT_ONCE // tiles_each)):
+    for group in images.split(max(1, at_once // tiles_each)):
         tiles = tile(to_unit(group), config.crop_size, config.stride)
         scores = score(tiles.flatten(0, 1)).view_as(tiles)
         maps.append(untile(scores, height, width, config.stride).mean(1))

@@ -126,7 +126,7 @@ def region_weights(gt_masks: np.ndarray) -> np.ndarray:
 
 
 def evaluate(
-    maps: Tensor, gt_masks: np.ndarray, defects: Sequence[str], *, bootstrap: int = 200, seed: int = 0
+    maps: Tensor, gt_masks: np.ndarray, defects: Sequence[str], *, bootstrap: int = 200, seed: int = 0, bins: int = BINS
 ) -> dict[str, Any]:
     """Pooled localization metrics of smoothed maps.
 
@@ -135,6 +135,7 @@ def evaluate(
         gt_masks: uint8 [N, H, W] in {0, 1}.
         defects: the defect of each image, or ``good``.
         bootstrap: resamplings of the images behind the standard errors; 0 leaves them out.
+        bins: of scores, into which pixels are counted for them.
 
     Returns:
         ``pixel_AUROC``, ``pixel_AUPRO`` (to FPR .3), ``pixel_AP``, ``image_AUROC``, each also under ``standard_error``
@@ -154,7 +155,7 @@ def evaluate(
         per_defect[defect] = _metrics(subset, scores[chosen], names[chosen] != "good")
     result["per_defect"] = per_defect
     if bootstrap:
-        replicates = _replicates(ranking, scores, names != "good", bootstrap, seed)
+        replicates = _replicates(ranking, scores, names != "good", bootstrap, seed, bins)
         result["replicates"] = replicates
         result["standard_error"] = dict(zip(METRICS, replicates.std(axis=0, ddof=1).tolist(), strict=True))
     return result
@@ -192,14 +193,16 @@ def _metrics(curves: Curves, scores: np.ndarray, gt_labels: np.ndarray) -> dict[
     )
 
 
-def _replicates(ranking: Ranking, scores: np.ndarray, gt_labels: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
+def _replicates(
+    ranking: Ranking, scores: np.ndarray, gt_labels: np.ndarray, bootstrap: int, seed: int, bins: int
+) -> np.ndarray:
     """Each metric over images drawn with replacement, good and defective ones each among themselves: [bootstrap, 4].
 
     Pixels are first counted per image in bins of equal numbers, so a replicate is a weighted sum and nothing is
     sorted again; within a bin scores count as tied.
     """
     number, pixels = len(scores), len(ranking.score)
-    bins = min(BINS, pixels)
+    bins = min(bins, pixels)
     # A bin ends only where a run of equal scores does.
     ends = torch.linspace(pixels / bins, pixels, bins, dtype=torch.float64, device=ranking.score.device).round().long() - 1
     run_end = ranking.last.nonzero()[:, 0]

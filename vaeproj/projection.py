@@ -150,16 +150,17 @@ def trajectory(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0) ->
     return Trajectory(stack, torch.stack(pictures), torch.stack(terms), (stack - tiles).abs().sum((2, 3, 4)))
 
 
-def project(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0) -> Projection:
+def project(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0, *, chunk: int | None = None) -> Projection:
     """Project many tiles; the same numbers as the last frame of `trajectory`, in bounded memory.
 
     Args:
         vae: from `model.frozen`.
         tiles: x_0, [B, C, H, W] in [0, 1], on the VAE's device.
         stop_at: a tile with L_r below this moves no more (`stopping_energy`).
+        chunk: tiles worked on at once; None: as many as suit the device.
     """
     images, steps, slots = [], [], ()
-    for x_0 in tiles.split(_chunk(tiles)):
+    for x_0 in tiles.split(chunk or _chunk(tiles)):
         if not slots or len(slots[0]) != len(x_0):  # a captured iteration works on the same tensors for every chunk
             taken = torch.zeros(len(x_0), dtype=torch.long, device=tiles.device)
             slots = torch.zeros_like(x_0), torch.zeros_like(x_0), taken, torch.zeros_like(taken, dtype=torch.bool)

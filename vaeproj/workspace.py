@@ -20,7 +20,7 @@ from .files import written_whole
 from .model import VAE, frozen
 from .projection import stopping_energy
 from .synthgrid.dataset import COUNTS, write_synthgrid
-from .training import Trained, find_or_train, load
+from .training import Trained, find_or_train, load, weights_digest
 
 STOPPING_CROPS = 512  # training crops whose energies set the stopping threshold
 
@@ -63,6 +63,7 @@ class Workspace:
         folder: the category's folder.
         out: where figures and metrics go.
         device: where tensors live.
+        kept: folder of what is made once and found again: decoded images, checkpoints, results of studies.
         train, test: the category's images on the device, and their masks.
     """
 
@@ -71,11 +72,12 @@ class Workspace:
     folder: Path
     out: Path
     device: torch.device
+    kept: Path
     train: Split
     test: Split
 
     @classmethod
-    def open(cls, request: Request) -> Workspace:
+    def open(cls, request: Request, *, kept: Path = RESULTS_DIR) -> Workspace:
         """Check everything the user chose and read the data, before anything else runs.
 
         Raises:
@@ -88,13 +90,15 @@ class Workspace:
             counts = {key: max(2, round(config.synthgrid_fraction * count)) for key, count in COUNTS.items()}
             write_synthgrid(root, size=config.synthgrid_size, counts=counts)
         folder = category_dir(root, request.category)
-        train, test = (load_split(folder, split, config.image_size, device=device) for split in ("train", "test"))
+        train, test = (
+            load_split(folder, split, config.image_size, device=device, cache=kept / "decoded") for split in ("train", "test")
+        )
         if train.images.shape[1] != test.images.shape[1]:
             raise UserError(
                 f"{folder} has training images of {train.images.shape[1]} and test images of {test.images.shape[1]} channels: "
                 "use one kind."
             )
-        return cls(config, request, folder, request.folder("draft"), device, train, test)
+        return cls(config, request, folder, request.folder("draft"), device, kept, train, test)
 
     @property
     def is_synthetic(self) -> bool:
@@ -104,7 +108,12 @@ class Workspace:
     @cached_property
     def checkpoint(self) -> Path:
         """The VAE of this configuration and data: found by fingerprint, or trained now."""
-        return find_or_train(self.train.images, self.config, self.train.digest)
+        return find_or_train(self.train.images, self.config, self.train.digest, folder=self.kept / "checkpoints")
+
+    @cached_property
+    def weights(self) -> str:
+        """Sha256 of the trained weights."""
+        return weights_digest(self.checkpoint)
 
     @cached_property
     def trained(self) -> Trained:

@@ -13,24 +13,19 @@ import torch
 
 from .. import config
 from ..files import written_whole
-from ..training import weights_digest
 from ..workspace import Workspace
 
-CACHE_DIR = config.RESULTS_DIR / "cache"
 CODE = ("blur", "crops", "model", "projection", "localization", "metrics", "studies/article", "studies/comparison")
 
 
-def cached(
-    ws: Workspace, name: str, compute: Callable[[], tuple[Any, np.ndarray]], folder: Path | None = None
-) -> tuple[Any, np.ndarray]:
+def cached(ws: Workspace, name: str, compute: Callable[[], tuple[Any, np.ndarray]]) -> tuple[Any, np.ndarray]:
     """What ``compute`` returns, values for JSON and an array; from disk if it was computed before.
 
     The file is named after configuration, data and their names, weights, kind of device, PyTorch, and the code that turns
     these into results: with any other of them it is not found.
 
     Args:
-        name: what of the workspace is computed.
-        folder: where results are kept; None: `CACHE_DIR`.
+        name: what of the workspace is computed; what stands before a colon begins the file's name.
     """
     package = Path(config.__file__).parent
     code = hashlib.sha256(b"".join((package / f"{module}.py").read_bytes() for module in CODE)).hexdigest()
@@ -38,12 +33,12 @@ def cached(
         ws.train.digest,
         ws.test.digest,
         ws.test.names,
-        weights_digest(ws.checkpoint),
+        ws.weights,
         ws.device.type,
         torch.__version__,
         code,
     ]
-    path = (folder or CACHE_DIR) / f"{name.split(':')[0]}-{ws.config.fingerprint(data=json.dumps([name, made_from]))}.npz"
+    path = ws.kept / "cache" / f"{name.split(':')[0]}-{ws.config.fingerprint(data=json.dumps([name, made_from]))}.npz"
     if not path.exists():
         values, array = compute()
         with written_whole(path) as scratch, scratch.open("wb") as file:
