@@ -2,19 +2,18 @@
 
 import pytest
 import torch
-from vaeproj.article import BUGS, article_loop
 
 from vaeproj.config import Config
+from vaeproj.model import frozen
 from vaeproj.projection import project
-
-pytestmark = pytest.mark.usefixtures("in_fp32")
+from vaeproj.studies.article import BUGS, article_loop
 
 CONFIG = Config(image_size=64, crop_size=16, stride=16, latent_dim=4, alpha=0.3, lam=0.05, iterations=6)
 
 
 @pytest.fixture(scope="module")
 def vae(seasoned_vae):
-    return seasoned_vae(latent_dim=4)
+    return frozen(seasoned_vae(latent_dim=4))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from vaeproj.config import PRESETS, Config, parse_settings
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 NUMERIC = [name for name, field in FIELDS.items() if field.metadata["low"] is not None]
 WHOLE = [name for name in NUMERIC if FIELDS[name].type == "int"]
-GROUPS = ("data", "model", "training", "projection", "localization")
+GROUPS = ("data", "crops", "model", "training", "projection", "localization")
 
 
 def other_values(name: str) -> dict[str, object]:

@@ -1,16 +1,14 @@
 """Synthetic defects: where the mask says, and nowhere else."""
 
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from vaeproj.benchmark import sweep
-from vaeproj.proxy import KINDS, paste, proxy_split, proxy_workspace
+from scipy import ndimage
 
-from vaeproj import benchmark
 from vaeproj.config import UserError
-from vaeproj.workspace import Workspace
+from vaeproj.studies.ablation import sweep
+from vaeproj.studies.proxy import KINDS, paste, proxy_split, proxy_workspace
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +41,19 @@ def test_held_out_images_are_tested_on_and_never_trained_on(images):
     assert np.array_equal(test, again[1])
 
 
-def test_a_choice_by_the_proxy_sees_no_test_image(category, seasoned_vae, monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmark, "CACHE_DIR", tmp_path)
-    settings = "image_size=96 crop_size=16 stride=16 latent_dim=8 iterations=2 steps=1"
-    ws = Workspace.open("quick", settings, str(category.parent), "mesh", "cpu")
+def test_a_choice_by_the_proxy_sees_no_test_image(open_ws, category):
+    ws = open_ws("image_size=96 stride=16 iterations=2")
     shutil.rmtree(category / "test")
     proxy = proxy_workspace(ws)
     assert (len(ws.train.names), len(proxy.train.names), len(proxy.test.names)) == (3, 2, 5)
     assert proxy.train.digest != ws.train.digest  # a VAE trained on fewer images is another one
-    trained = []
-    monkeypatch.setattr(Workspace, "trained", property(lambda w: trained.append(w) or SimpleNamespace(vae=seasoned_vae())))
     rows = sweep(proxy, "score", ["l1", "l2"])
     assert rows["pixel_AP"][0] != rows["pixel_AP"][1]
-    assert all(w.train is proxy.train and w.test is proxy.test for w in trained)
+    assert all(ndimage.label(mask)[1] for mask in proxy.test.gt_masks[1:])  # defects pasted on the one held out
 
 
-def test_one_image_cannot_be_held_out(category):
+def test_one_image_cannot_be_held_out(open_ws, category):
     for name in ("002", "010"):
         (category / f"train/good/{name}.png").unlink()
     with pytest.raises(UserError, match=r"train/good holds one image: add more"):
-        proxy_workspace(Workspace.open("quick", "image_size=32 crop_size=16 stride=8", str(category.parent), "mesh", "cpu"))
+        proxy_workspace(open_ws())

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from vaeproj import training
 from vaeproj.config import Config
+from vaeproj.device import set_up_device
 from vaeproj.model import VAE
-from vaeproj.training import batch_indices, checkpoint_path, choose_device, fit, learning_rates, load_or_train
+from vaeproj.training import batch_indices, checkpoint_path, find_or_train, fit, learning_rates, load
 
 TOY = {
     "image_size": 32, "crop_size": 16, "stride": 8, "latent_dim": 8, "batch_size": 8, "steps": 9, "learning_rate": 1e-3,
@@ -75,6 +76,11 @@ def test_the_images_are_left_as_they_were(images):
 
 
 # --- killed and resumed
+
+
+def load_or_train(images, config, digest, *, folder, progress):
+    path = find_or_train(images, config, digest, folder=folder, progress=progress)
+    return load(path, config, images.device)
 
 
 class Killed(Exception):
@@ -320,16 +326,16 @@ def test_a_last_batch_of_one_is_refused(images, refuses):
 
 def test_a_checkpoint_of_other_code_is_refused(images, tmp_path, refuses):
     config = toy(steps=1)
-    path = training.load_or_train(images, config, "digest", folder=tmp_path, progress=False).path
+    path = find_or_train(images, config, "digest", folder=tmp_path, progress=False)
     training._write(path, {"vae.gone": torch.zeros(1)}, config)
     with refuses("of another version", path, "remove"):
-        training.load_or_train(images, config, "digest", folder=tmp_path, progress=False)
+        load_or_train(images, config, "digest", folder=tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("length", [0, 4, 1000, -1])
 def test_a_checkpoint_cut_short_is_refused(images, tmp_path, refuses, length):
     config = toy(steps=1)
-    path = load_or_train(images, config, "digest", folder=tmp_path, progress=False).path
+    path = find_or_train(images, config, "digest", folder=tmp_path, progress=False)
     path.write_bytes(path.read_bytes()[:length])
     with refuses(path, "remove"):
         load_or_train(images, config, "digest", folder=tmp_path, progress=False)
@@ -340,14 +346,14 @@ def test_a_checkpoint_cut_short_is_refused(images, tmp_path, refuses, length):
 
 def test_devices(monkeypatch, refuses):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+    assert set_up_device("auto") == set_up_device("cpu") == torch.device("cpu")
     with refuses("cuda", "--device"):
-        choose_device("cuda")
+        set_up_device("cuda")
     with refuses("'tpu'", "auto", "cpu", "cuda"):
-        choose_device("tpu")
+        set_up_device("tpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
-    assert choose_device("cpu") == torch.device("cpu")
+    assert set_up_device("auto") == set_up_device("cuda") == torch.device("cuda")
+    assert set_up_device("cpu") == torch.device("cpu")
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -357,7 +363,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 @pytest.mark.parametrize("length", [{"steps": 11}, {"steps": 0, "epochs": 5}])
 def test_on_a_gpu_too_the_seed_decides_every_bit_and_a_killed_run_goes_on(images, tmp_path, monkeypatch, often, length):
     config, partial = toy(**length), tmp_path / "run.partial"
-    on_gpu = images.to(choose_device("cuda"))
+    on_gpu = images.to(set_up_device("cuda"))
     expected = fit(on_gpu, config, progress=False)
     assert_same_bits(fit(on_gpu, config, progress=False), expected)
     with monkeypatch.context() as patch:
@@ -372,7 +378,7 @@ def test_on_a_gpu_the_losses_are_those_of_a_plain_loop(images, monkeypatch):
     """A captured graph replays no Python, so the inputs cannot be overheard: compare the losses with an uncaptured run."""
     config = toy(steps=12, learning_rate=2e-3)
     monkeypatch.setattr(training, "has_native_bf16", lambda device: False)
-    _, captured = fit(images.to(choose_device("cuda")), config, progress=False)
+    _, captured = fit(images.to(set_up_device("cuda")), config, progress=False)
     _, cpu = fit(images, config, progress=False)  # other noise, same weights and crops
     torch.testing.assert_close(captured["history"][0, 1], cpu["history"][0, 1], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(captured["history"].mean(0), cpu["history"].mean(0), rtol=0.1, atol=0.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -83,17 +83,20 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def captured(work: Callable[[], None], state: Sequence[Tensor], warm_up: int = 1) -> Callable[[], None]:
+def captured(
+    work: Callable[[], None], device: torch.device, state: Callable[[], Mapping[str, Tensor]] = dict, warm_up: int = 1
+) -> Callable[[], None]:
     """On a GPU ``work`` as a CUDA graph, which costs the host a single launch a call; on a CPU ``work`` itself.
 
     Args:
         work: reads and writes tensors in place, the same ones at each call, and never waits for their values.
-        state: every tensor that ``work`` changes and that must be after the capture what it was before.
-        warm_up: calls before the capture, for what is allocated lazily.
+        state: what must be after the capture as it was before, by name; what the first call allocates, such as an
+            optimizer's moments, becomes zero.
+        warm_up: calls before the capture, for what is allocated in the first ones.
     """
-    if state[0].device.type != "cuda":
+    if device.type != "cuda":
         return work
-    before = [tensor.clone() for tensor in state]
+    before = {name: tensor.clone() for name, tensor in state().items()}
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -104,6 +107,6 @@ def captured(work: Callable[[], None], state: Sequence[Tensor], warm_up: int = 1
     with torch.cuda.graph(graph):
         work()
     with torch.no_grad():
-        for tensor, value in zip(state, before, strict=True):
-            tensor.copy_(value)
+        for name, tensor in state().items():
+            tensor.copy_(before[name]) if name in before else tensor.zero_()
     return graph.replay

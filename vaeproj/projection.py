@@ -14,8 +14,8 @@ The functions here take a network from `model.frozen`, in any precision.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -159,20 +159,26 @@ def project(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0, *, ch
         stop_at: a tile with L_r below this moves no more (`stopping_energy`).
         chunk: tiles worked on at once; None: as many as suit the device.
     """
-    images, steps, slots = [], [], ()
-    for x_0 in tiles.split(chunk or _chunk(tiles)):
-        if not slots or len(slots[0]) != len(x_0):  # a captured iteration works on the same tensors for every chunk
-            taken = torch.zeros(len(x_0), dtype=torch.long, device=tiles.device)
-            slots = torch.zeros_like(x_0), torch.zeros_like(x_0), taken, torch.zeros_like(taken, dtype=torch.bool)
-            iterate = captured(partial(_iterate, vae, config, stop_at, *slots), slots)
-        for slot, start in zip(slots, (x_0, x_0, 0, True), strict=True):
-            slot.copy_(torch.as_tensor(start))
+    images, steps, x = [], [], tiles[:0]
+    for part in tiles.split(chunk or _chunk(tiles)):
+        if not steps or len(x) != len(part):  # a captured iteration works on the same tensors for every chunk of a size
+            x_0, x, taken = (
+                torch.zeros_like(part),
+                torch.zeros_like(part),
+                torch.zeros(len(part), dtype=torch.long, device=part.device),
+            )
+            running = torch.zeros_like(taken, dtype=torch.bool)
+            iterate = captured(functools.partial(_iterate, vae, config, stop_at, x_0, x, taken, running), tiles.device)
+        x_0.copy_(part)
+        x.copy_(part)
+        taken.zero_()
+        running.fill_(True)
         for t in range(config.iterations):
             iterate()
-            if stop_at and t % LOOK_EVERY == 0 and not slots[3].any():
+            if stop_at and t % LOOK_EVERY == 0 and not running.any():
                 break
-        images.append(slots[1].clone())
-        steps.append(slots[2].clone())
+        images.append(x.clone())
+        steps.append(taken.clone())
     return Projection(torch.cat(images), torch.cat(steps))
 
 

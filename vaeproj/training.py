@@ -129,8 +129,10 @@ class _Stepper:
 
     def __call__(self, batch_size: int) -> None:
         if batch_size not in self.graphs:
-            state = [*self.state().values(), self.counter, self.losses]
-            self.graphs[batch_size] = captured(partial(self._step, batch_size), state, warm_up=3)
+            self.graphs[batch_size] = captured(
+                partial(self._step, batch_size), self.device,
+                lambda: self.state() | {"counter": self.counter, "losses": self.losses}, warm_up=3,
+            )  # fmt: skip
         return self.graphs[batch_size]()
 
     def _step(self, batch_size: int) -> None:
@@ -255,8 +257,8 @@ def load(path: Path, config: Config, device: torch.device) -> Trained:
         UserError: a checkpoint that cannot be read, was cut short, or does not fit the configuration.
     """
     tensors = _read(path)
-    vae = VAE(config.latent_dim, config.crop_size, tensors["probe"].shape[1])
     try:
+        vae = VAE(config.latent_dim, config.crop_size, tensors["probe"].shape[1])
         vae.load_state_dict(_under(tensors, "vae."))
         history, probe, snapshots, marks, seconds = (
             tensors[name] for name in ("history", "probe", "snapshots", "snapshot_steps", "seconds")

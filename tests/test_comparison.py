@@ -1,74 +1,70 @@
 """Methods side by side: each row is what its own maps say, means are means over seeds, an ablation is computed once."""
 
 import shutil
-from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
-from vaeproj.benchmark import ablate, compare, label_free_threshold, means, relative, save_maps, sweep, table
-from vaeproj.mvtec import load_split
 
-from vaeproj import benchmark, workspace
-from vaeproj.localization import METRICS, anomaly_maps, smooth
+from vaeproj.localization import anomaly_maps, smooth
+from vaeproj.metrics import METRICS
 from vaeproj.projection import project
-from vaeproj.workspace import Workspace
+from vaeproj.studies import comparison
+from vaeproj.studies.ablation import ablate, sweep
+from vaeproj.studies.comparison import compare, label_free_threshold, means, relative, save_maps, table
 
-SETTINGS = "image_size=32 crop_size=16 stride=8 latent_dim=8 iterations=3 alpha=2 sigma=1"
+SETTINGS = "iterations=3 alpha=2 sigma=1"
 SEEDS = [5, 6]
 
 
-@pytest.fixture
-def open_ws(category, seasoned_vae, monkeypatch, tmp_path):
-    """Opens the small category; each seed has a VAE of its own that needs no training."""
-    monkeypatch.setattr(workspace, "load_split", partial(load_split, cache=None))
-    monkeypatch.setattr(Workspace, "trained", property(lambda ws: SimpleNamespace(vae=seasoned_vae(seed=ws.config.seed))))
-    monkeypatch.setattr(benchmark, "CACHE_DIR", tmp_path / "cache")
-    return lambda more="": Workspace.open("quick", f"{SETTINGS} {more}", str(category.parent), "mesh", "cpu")
-
-
 def smoothed_maps(ws, seed):
-    """Maps of the projection, made without `benchmark`."""
+    """Maps of the projection, made without `comparison`."""
     chosen = ws.reconfigured(seed=seed)
 
     def score(tiles):
-        return (tiles - project(chosen.vae, tiles, chosen.config, chosen.stop_at).image).abs()
+        return (tiles - project(chosen.fast_vae, tiles, chosen.config, chosen.stop_at).image).abs()
 
-    return smooth(anomaly_maps(ws.test_images, score, ws.config), ws.config.sigma)
+    return smooth(anomaly_maps(ws.test.images, score, ws.config), ws.config.sigma)
 
 
-def test_a_killed_comparison_goes_on_where_it_stopped(open_ws, monkeypatch):
-    expected, expected_maps = compare(open_ws("seed=5"), SEEDS)
-    for path in benchmark.CACHE_DIR.iterdir():
+def test_a_comparison_is_computed_once(open_ws):
+    ws = open_ws(f"{SETTINGS} seed=5")
+    methods, maps = compare(ws, SEEDS)
+    kept = {path: path.stat().st_mtime_ns for path in (ws.kept / "cache").iterdir()}
+    assert len(kept) == len(SEEDS) * (len(methods) - 1)  # the preset's own is one of the other rows
+    again, maps_again = compare(open_ws(f"{SETTINGS} seed=5"), SEEDS)
+    assert again == methods
+    assert all(torch.equal(maps[name], maps_again[name]) for name in maps)
+    assert {path: path.stat().st_mtime_ns for path in (ws.kept / "cache").iterdir()} == kept
+
+
+def test_a_killed_comparison_goes_on_where_it_stopped(open_ws):
+    expected, _ = compare(open_ws(f"{SETTINGS} seed=5"), SEEDS)
+    ws = open_ws(f"{SETTINGS} seed=5")
+    paths = sorted((ws.kept / "cache").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    for path in paths[9:]:
         path.unlink()
-    judge, calls = benchmark.judge, []
+    stamps = [path.stat().st_mtime_ns for path in paths[:9]]
+    assert compare(ws, SEEDS)[0] == expected
+    assert [path.stat().st_mtime_ns for path in paths[:9]] == stamps
+    assert sorted((ws.kept / "cache").iterdir()) == sorted(paths)
 
-    def killed_at_the_tenth(ws, score):
-        calls.append(score)
-        if len(calls) == 10:
-            raise KeyboardInterrupt
-        return judge(ws, score)
 
-    monkeypatch.setattr(benchmark, "judge", killed_at_the_tenth)
-    with pytest.raises(KeyboardInterrupt):
-        compare(open_ws("seed=5"), SEEDS)
-    methods, maps = compare(open_ws("seed=5"), SEEDS)
-    computed = len(calls)
-    assert computed == 1 + len(SEEDS) * (len(methods) - 1)  # the preset's own is one of the other rows
-    assert methods == expected
-    assert all(torch.equal(maps[name], expected_maps[name]) for name in expected_maps)
-    compare(open_ws("seed=5"), SEEDS)
-    assert len(calls) == computed
-    # Another setting is another result.
-    other, _ = compare(open_ws("seed=5 sigma=2.5"), SEEDS)
-    assert len(calls) > computed
-    assert other["preset's own"] != methods["preset's own"]
+def test_what_made_a_result_is_in_its_name(open_ws, category):
+    base = f"{SETTINGS} seed=5"
+    compare(open_ws(base), SEEDS[:1])
+    count = len(list((open_ws(base).kept / "cache").iterdir()))
+    compare(open_ws(f"{base} sigma=2.5"), SEEDS[:1])  # another setting
+    assert len(list((open_ws(base).kept / "cache").iterdir())) == 2 * count
+    for folder in ("test", "ground_truth"):  # results hold the defects' names
+        (category / folder / "bent").rename(category / folder / "bowed")
+    methods, _ = compare(open_ws(base), SEEDS[:1])
+    assert "bowed" in methods["preset's own"]["per_defect"]
 
 
 def test_a_row_is_what_its_maps_say_and_a_mean_over_seeds(open_ws):
-    ws = open_ws("seed=5")
+    ws = open_ws(f"{SETTINGS} seed=5")
     methods, maps = compare(ws, SEEDS)
     own, truth = methods["preset's own"], ws.test.gt_masks.ravel() > 0
     for seed in SEEDS:
@@ -87,18 +83,36 @@ def test_a_row_is_what_its_maps_say_and_a_mean_over_seeds(open_ws):
         assert own["gain"][key]["difference"] == pytest.approx(own[key] - max(row[key] for row in residuals))
         assert min(row["gain"][key]["standard_error"] for row in residuals) == 0  # the best against itself
     assert own["gain"]["pixel_AP"]["standard_error"] > 0
+
+
+def test_the_error_of_a_gain_is_that_of_the_mean_over_seeds(open_ws):
+    ws = open_ws(f"{SETTINGS} seed=5")
+    own = compare(ws, SEEDS)[0]["preset's own"]["gain"]["pixel_AUROC"]
+    names = ("preset's own", *(f"VAE residual, {kind}" for kind in ("L1", "L2", "SSIM", "L1_SSIM")))
+    seeded = [ws.reconfigured(seed=seed) for seed in SEEDS]
+    results = {name: [comparison.judge(w, comparison.scores(w)[name]) for w in seeded] for name in names}
+    averaged = {name: np.mean([r.smoothed["replicates"] for r in rows], axis=0)[:, 0] for name, rows in results.items()}
+    means_of = {name: np.mean([r.smoothed["pixel_AUROC"] for r in rows]) for name, rows in results.items()}
+    best = max((name for name in averaged if name.startswith("VAE")), key=means_of.get)
+    assert own["standard_error"] == pytest.approx(np.std(averaged["preset's own"] - averaged[best], ddof=1))
+    assert own["difference"] == pytest.approx(means_of["preset's own"] - means_of[best])
+
+
+def test_a_table_has_a_line_a_method(open_ws):
+    methods, _ = compare(open_ws(f"{SETTINGS} seed=5"), SEEDS)
+    own = methods["preset's own"]
     lines = table(methods).splitlines()
     assert len(lines) == 2 + len(methods)
     assert f"{own['pixel_AP']:.4f}" in lines[-1]
 
 
 def test_a_label_free_threshold_sees_held_out_training_images_only(open_ws, category):
-    ws = open_ws("seed=5")
+    ws = open_ws(f"{SETTINGS} seed=5")
     shutil.rmtree(category / "test")
-    held_out = torch.from_numpy(np.array(ws.train.images[:1]))  # one of three: the first
+    held_out = ws.train.images[:1]  # one of three: the first
 
     def score(tiles):
-        return (tiles - project(ws.vae, tiles, ws.config).image).abs()
+        return (tiles - project(ws.fast_vae, tiles, ws.config).image).abs()
 
     maps = smooth(anomaly_maps(held_out, score, ws.config), ws.config.sigma)
     maps = maps / maps.median()
@@ -121,12 +135,12 @@ def test_relative_maps_do_not_know_the_images_level():
         ("", "projection, full"),
         ("gradient=detached", "projection, detached"),
         ("stop_quantile=0", "projection, full, stopped"),
-        ("stop_quantile=0.5 stop_factor=2", "projection, full, stopped"),
+        ("stop_quantile=0.5", "projection, full, stopped"),
     ],
 )
 def test_the_presets_own_is_the_row_it_should_be(open_ws, settings, twin):
-    ws = open_ws(settings)
-    named = benchmark.scores(ws)
+    ws = open_ws(f"{SETTINGS} {settings}")
+    named = comparison.scores(ws)
     assert named["preset's own"] is named[twin]
     assert list(named)[-1] == "preset's own"
     others = [score for name, score in named.items() if name not in ("preset's own", twin)]
@@ -134,9 +148,9 @@ def test_the_presets_own_is_the_row_it_should_be(open_ws, settings, twin):
 
 
 def test_every_method_says_something_else(open_ws):
-    ws = open_ws()
+    ws = open_ws(SETTINGS)
     tiles = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    named = benchmark.scores(ws)
+    named = comparison.scores(ws)
     del named["preset's own"]
     made = {name: score(tiles) for name, score in named.items()}
     assert all(score.shape == tiles.shape and score.isfinite().all() for score in made.values())
@@ -145,13 +159,15 @@ def test_every_method_says_something_else(open_ws):
     assert not alike
 
 
-def test_an_ablation_is_computed_once(open_ws, monkeypatch):
-    ws = open_ws()
+def test_an_ablation_is_computed_once(open_ws):
+    ws = open_ws(SETTINGS)
     first = sweep(ws, "alpha", [0.5, 2.0])
     assert first["pixel_AUROC"][1] == pytest.approx(ablate(ws, {})["pixel_AUROC"])
     assert first["pixel_AUROC"][0] != first["pixel_AUROC"][1]
-    monkeypatch.setattr(benchmark, "projection_score", None)  # whoever computes again fails
+    stamps = [path.stat().st_mtime_ns for path in (ws.kept / "cache").iterdir()]
     assert sweep(ws, "alpha", [0.5, 2.0]) == first
+    assert [path.stat().st_mtime_ns for path in (ws.kept / "cache").iterdir()] == stamps
+    assert len(stamps) == 2
 
 
 def test_what_has_no_finite_value_has_no_mean():

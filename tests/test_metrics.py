@@ -1,0 +1,226 @@
+"""Metrics are those of scikit-learn, pyaupro and plain loops over thresholds."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyaupro import PerRegionOverlap, auc_compute
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from vaeproj.metrics import evaluate, f1_at, image_auroc, psnr, rank_pixels, region_weights
+
+
+def scene(seed: int, levels: int = 0, shape: tuple[int, int] = (14, 17)) -> tuple[torch.Tensor, np.ndarray, list[str]]:
+    """Maps that see the defects dimly, masks with regions of many sizes, defects; ``levels`` > 0 makes scores tie."""
+    rng = np.random.default_rng(seed)
+    defects = ["bent", "good", "bent", "thread", "good", "thread", "glue"]
+    masks = np.zeros((len(defects), *shape), np.uint8)
+    for mask, defect in zip(masks, defects, strict=True):
+        for _ in range(0 if defect == "good" else rng.integers(1, 4)):
+            top, left = rng.integers(0, shape[0] - 1), rng.integers(0, shape[1] - 1)
+            mask[top : top + rng.integers(1, 6), left : left + rng.integers(1, 6)] = 1
+    maps = rng.normal(size=masks.shape) + masks
+    ranks = maps.ravel().argsort().argsort().reshape(maps.shape) / maps.size  # no two are equal, also in float32
+    maps = np.floor((maps + 4) / 9 * levels) if levels else ranks
+    return torch.from_numpy(maps.astype(np.float32)), masks, defects
+
+
+def regions_of(masks: np.ndarray) -> list[np.ndarray]:
+    """Each 8-connected region as a bool array over all images."""
+    found = []
+    for i, mask in enumerate(masks):
+        labels, number = ndimage.label(mask, structure=np.ones((3, 3)))
+        for k in range(1, number + 1):
+            region = np.zeros(masks.shape, bool)
+            region[i] = labels == k
+            found.append(region)
+    return found
+
+
+def aupro_by_loops(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> float:
+    """All thresholds, all regions; the curve is linear between its points and ends where FPR reaches the limit."""
+    regions, normal = regions_of(masks), masks == 0
+    fpr, pro = [0.0], [0.0]
+    for threshold in sorted(set(maps.ravel().tolist()), reverse=True):
+        flagged = maps >= threshold
+        fpr.append(flagged[normal].mean())
+        pro.append(np.mean([flagged[region].mean() for region in regions]))
+    fpr, pro = np.array(fpr), np.array(pro)
+    keep = fpr <= limit
+    edge = np.interp(limit, fpr, pro) if fpr[keep][-1] < limit else pro[keep][-1]
+    return float(np.trapezoid([*pro[keep], edge], [*fpr[keep], limit]) / limit)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0, 2, 3, 5, 20, 200]))
+def test_pixel_auroc_and_ap_are_scikit_learns(seed, levels):
+    maps, masks, defects = scene(seed, levels)
+    result = evaluate(maps, masks, defects, bootstrap=0)
+    assert result["pixel_AUROC"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-9)
+    assert result["pixel_AP"] == pytest.approx(average_precision_score(masks.ravel(), maps.ravel()), abs=1e-9)
+    labels = np.array(defects) != "good"
+    assert result["image_AUROC"] == pytest.approx(roc_auc_score(labels, maps.amax((1, 2))), abs=1e-9)
+    assert "standard_error" not in result
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 10**6), st.sampled_from([0, 2, 3, 5, 20, 200]))
+def test_aupro_is_that_of_a_loop_over_thresholds_and_regions(seed, levels):
+    maps, masks, defects = scene(seed, levels, shape=(9, 11))
+    result = evaluate(maps, masks, defects, bootstrap=0)
+    assert result["pixel_AUPRO"] == pytest.approx(aupro_by_loops(maps.numpy(), masks), abs=1e-9)
+
+
+@given(st.integers(0, 10**6))
+def test_aupro_is_pyaupros_where_no_scores_tie(seed):
+    maps, masks, defects = scene(seed)
+    metric = PerRegionOverlap(thresholds=None)
+    metric.update(maps, torch.from_numpy(masks).int())
+    expected = auc_compute(*metric.compute(), limit=0.3).item()
+    assert evaluate(maps, masks, defects, bootstrap=0)["pixel_AUPRO"] == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([2, 5, 20]))
+def test_the_pro_curve_is_mvtecs_own_where_scores_tie(seed, levels):
+    """pyaupro carries MVTec's evaluation code, which merges equal scores as we do.
+
+    Its default curve does not: it goes through tied pixels one by one, in whatever order they were sorted. Its
+    `auc_compute` then continues the last point before the limit horizontally, where we and MVTec interpolate. Without
+    ties the curve is a staircase and neither matters; with them the area is taken here from the curve itself.
+    """
+    maps, masks, _ = scene(seed, levels)
+    metric = PerRegionOverlap(thresholds=None, reference_implementation=True)
+    metric.update(maps, torch.from_numpy(masks).int())
+    fpr, pro = metric.compute()
+    curves = rank_pixels(maps, masks).curves()
+    np.testing.assert_allclose(curves.fpr, fpr[:-1], atol=1e-6)  # it repeats the last point
+    np.testing.assert_allclose(curves.pro, pro[:-1], atol=1e-6)
+    x = np.union1d(fpr[fpr < 0.3], 0.3)
+    if len(fpr.unique()) == len(fpr) - 1:  # no vertical piece, on which interp could not choose
+        assert curves.aupro == pytest.approx(np.trapezoid(np.interp(x, fpr, pro), x) / 0.3, abs=1e-6)
+
+
+def test_aupro_by_hand():
+    # Two regions, of 1 and 4 pixels; 5 normal pixels. Falling scores: region A, normal, 2 of region B, normal, ...
+    masks = np.array([[[1, 0, 0, 0, 1], [0, 0, 1, 1, 1]]], np.uint8)
+    scores = torch.tensor([[[9.0, 8.0, 5.0, 4.0, 7.0], [3.0, 2.0, 1.0, 0.0, 6.0]]])
+    # FPR 0 .2 .2 .2 .4: PRO .5 .5 .625 .75 .75, up to .3: .2 * .5 + .1 * .75
+    result = evaluate(scores, masks, ["bent"], bootstrap=0)
+    assert result["pixel_AUPRO"] == pytest.approx((0.2 * 0.5 + 0.1 * 0.75) / 0.3)
+    assert np.isnan(result["image_AUROC"])  # no good image to compare with
+    # One score for all: the only threshold flags every pixel, the curve is the diagonal.
+    assert evaluate(torch.ones(1, 2, 5), masks, ["bent"], bootstrap=0)["pixel_AUPRO"] == pytest.approx(0.15)
+
+
+def test_perfect_and_inverted_maps():
+    _, masks, defects = scene(1)
+    perfect = evaluate(torch.from_numpy(masks).float(), masks, defects, bootstrap=0)
+    assert [perfect[k] for k in ("pixel_AUROC", "pixel_AUPRO", "pixel_AP", "oracle_F1", "image_AUROC")] == [1.0] * 5
+    assert perfect["oracle_threshold"] == 1.0
+    inverted = evaluate(1 - torch.from_numpy(masks).float(), masks, defects, bootstrap=0)
+    assert inverted["pixel_AUROC"] == inverted["pixel_AUPRO"] == 0.0
+
+
+def test_region_weights_count_each_region_once():
+    _, masks, _ = scene(2)
+    weights, regions = region_weights(masks), regions_of(masks)
+    for region in regions:
+        np.testing.assert_allclose(weights[region], 1 / region.sum())
+    assert weights.sum() == pytest.approx(len(regions))
+    diagonal = np.eye(3, dtype=np.uint8)[None]
+    np.testing.assert_allclose(region_weights(diagonal), diagonal / 3)  # corners touch: one region
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10**6), st.sampled_from([0, 2, 5, 20]))
+def test_the_best_f1_is_that_of_the_best_threshold(seed, levels):
+    maps, masks, defects = scene(seed, levels, shape=(8, 9))
+    result = evaluate(maps, masks, defects, bootstrap=0)
+    truth, scores = masks > 0, maps.numpy()
+    expected = max(2 * (truth & (scores >= t)).sum() / (truth.sum() + (scores >= t).sum()) for t in np.unique(scores))
+    assert expected == pytest.approx(f1_score(truth.ravel(), scores.ravel() >= result["oracle_threshold"]))
+    assert result["oracle_F1"] == pytest.approx(expected, abs=1e-9)
+    assert f1_at(maps, masks, result["oracle_threshold"]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_f1_at_a_threshold_by_hand():
+    masks = np.array([[[1, 1, 0, 0]]], np.uint8)
+    maps = torch.tensor([[[0.9, 0.2, 0.5, 0.1]]])
+    assert f1_at(maps, masks, 0.5) == pytest.approx(2 * 1 / (2 + 2))  # flags 1 right, 1 wrong, misses 1
+    assert f1_at(maps, masks, 0.2) == pytest.approx(2 * 2 / (3 + 2))
+    assert f1_at(maps, masks, 1.0) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
+def test_image_auroc_is_scikit_learns(images):
+    scores, labels = np.array([s for s, _ in images], np.float32), np.array([label for _, label in images])
+    if labels.all() or not labels.any():
+        assert np.isnan(image_auroc(scores, labels))
+    else:
+        assert image_auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores))
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 10**6), st.sampled_from([0, 5, 200]))
+def test_a_defects_figures_are_those_of_its_images_and_the_good_ones(seed, levels):
+    maps, masks, defects = scene(seed, levels)
+    result = evaluate(maps, masks, defects, bootstrap=0)
+    assert sorted(result["per_defect"]) == ["bent", "glue", "thread"]
+    for defect, figures in result["per_defect"].items():
+        chosen = [i for i, d in enumerate(defects) if d in (defect, "good")]
+        alone = evaluate(maps[chosen], masks[chosen], [defects[i] for i in chosen], bootstrap=0)
+        assert figures == pytest.approx({name: alone[name] for name in figures}, abs=1e-9)
+        assert set(figures) == {"pixel_AUROC", "pixel_AUPRO", "pixel_AP", "image_AUROC"}
+
+
+def test_the_order_of_the_images_does_not_matter():
+    maps, masks, defects = scene(3, 20)
+    order = [3, 6, 0, 5, 2, 1, 4]
+    one = evaluate(maps, masks, defects, bootstrap=0)
+    other = evaluate(maps[order], masks[order], [defects[i] for i in order], bootstrap=0)
+    assert one.pop("per_defect") == {k: pytest.approx(v) for k, v in other.pop("per_defect").items()}
+    assert one == pytest.approx(other)
+
+
+@pytest.mark.parametrize(("bins", "tolerance"), [(4096, 1e-6), (100, 0.05)])
+@pytest.mark.parametrize("levels", [0, 20])
+def test_standard_errors_are_those_of_resampled_images(bins, tolerance, levels):
+    maps, masks, defects = scene(4, levels, shape=(9, 11))
+    labels = np.array(defects) != "good"
+    result = evaluate(maps, masks, defects, bootstrap=40, seed=7, bins=bins)
+    assert result["pixel_AUROC"] == evaluate(maps, masks, defects, bootstrap=0)["pixel_AUROC"]
+    rng, samples = np.random.default_rng(7), []
+    for _ in range(40):  # defective images among themselves, then good ones
+        drawn = np.concatenate([rng.choice(np.flatnonzero(group), group.sum()) for group in (labels, ~labels)])
+        scores, truth = maps[drawn].numpy(), masks[drawn]
+        samples.append([
+            roc_auc_score(truth.ravel(), scores.ravel()),
+            aupro_by_loops(scores, truth),
+            average_precision_score(truth.ravel(), scores.ravel()),
+            roc_auc_score(labels[drawn], scores.max((1, 2))),
+        ])  # fmt: skip
+    expected = dict(
+        zip(("pixel_AUROC", "pixel_AUPRO", "pixel_AP", "image_AUROC"), np.std(samples, axis=0, ddof=1), strict=True)
+    )
+    assert result["standard_error"] == pytest.approx(expected, rel=tolerance)
+
+
+def test_standard_errors_follow_their_seed():
+    maps, masks, defects = scene(5)
+    one, again, other = (evaluate(maps, masks, defects, bootstrap=20, seed=s)["standard_error"] for s in (1, 1, 2))
+    assert one == again != other
+
+
+def test_psnr_by_hand():
+    truth = torch.zeros(4, 2, 2, 2)
+    image = truth.clone()
+    image[0] += 0.1  # 20 dB everywhere
+    image[1, :, 0] += 0.01  # 40 dB in the upper row; the lower row is not looked at
+    image[1, :, 1] += 0.9
+    image[2, 0] += 0.2  # one channel of two: mean square .02
+    where = torch.ones(4, 2, 2, dtype=torch.bool)
+    where[1, 1] = False
+    assert psnr(image, truth, where).tolist() == pytest.approx([20, 40, -10 * np.log10(0.02), np.inf], abs=1e-4)
+    where[0] = False
+    assert psnr(image, truth, where)[0].isnan()
