@@ -50,7 +50,7 @@ def save(name: str, folder: Path, fingerprint: str, **arrays: object) -> Figure:
     """
     folder.mkdir(parents=True, exist_ok=True)
     stored = {key: _compact(np.asarray(value)) for key, value in arrays.items()}
-    np.savez_compressed(folder / f"{name}.npz", fingerprint=np.asarray(fingerprint), **stored)
+    np.savez_compressed(folder / f"{name}.npz", fingerprint=np.asarray(fingerprint), **stored)  # type: ignore[arg-type]
     return redraw(name, folder)
 
 
@@ -96,12 +96,12 @@ def _compact(array: np.ndarray) -> np.ndarray:
 
 
 def grid(
-    rows: Sequence[Sequence[np.ndarray]],
-    row_labels: Sequence[str],
-    column_labels: Sequence[str] = (),
+    rows: Sequence[np.ndarray | Sequence[np.ndarray]],
+    row_labels: Sequence[str] | np.ndarray,
+    column_labels: Sequence[str] | np.ndarray = (),
     *,
     maps: Sequence[str] = (),
-    outlines: Sequence[np.ndarray | None] = (),
+    outlines: Sequence[np.ndarray] | np.ndarray = (),
     side: float = 1.15,
 ) -> Figure:
     """Pictures in rows and columns.
@@ -110,7 +110,7 @@ def grid(
         rows: arrays [H, W] or [C, H, W]; grey ones are drawn over [0, 1], the others over their row's own range.
         row_labels, column_labels: text left of the rows and above the columns.
         maps: colour map of each row; grey where missing.
-        outlines: for each column a mask [H, W] whose border is drawn in the first row, or None.
+        outlines: for each column a mask [H, W] whose border is drawn in the first row.
         side: of one picture, inches.
     """
     columns = max(len(row) for row in rows)
@@ -127,7 +127,7 @@ def grid(
     for c, label in enumerate(column_labels):
         axes[0, c].set_title(str(label).replace("/", "\n"), fontsize=7)
     for c, mask in enumerate(outlines):
-        if mask is not None and mask.any():
+        if mask.any():
             axes[0, c].contour(mask.astype(float), [0.5], colors="#E69F00", linewidths=0.9)
     return drawn
 
@@ -150,7 +150,7 @@ def _root(maps: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(maps, 0))
 
 
-def _range(row: Sequence[np.ndarray], cmap: str) -> tuple[float, float]:
+def _range(row: np.ndarray | Sequence[np.ndarray], cmap: str) -> tuple[float, float]:
     if cmap == "gray":
         return 0.0, 1.0
     top = max(float(np.abs(np.asarray(image, np.float32)).max()) for image in row) or 1.0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,9 @@ class _BlockConv2d(nn.Conv2d):
 class _BlockConvTranspose2d(nn.ConvTranspose2d):
     """The transposed convolution that goes with `_BlockConv2d`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        blocks = F.conv_transpose2d(x, _block_weight(self.weight), self.bias.repeat_interleave(4), padding=1)
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override] # there is one output size
+        bias = self.bias.repeat_interleave(4)  # type: ignore[union-attr]
+        blocks = F.conv_transpose2d(x, _block_weight(self.weight), bias, padding=1)
         return F.pixel_shuffle(blocks, 2)
 
 
@@ -77,7 +78,7 @@ class VAE(nn.Module):
         self.shape = (channels, crop_size, crop_size)
         side = crop_size // 8
         features = 128 * side * side
-        conv = {"kernel_size": 4, "stride": 2, "padding": 1}
+        conv: dict[str, Any] = {"kernel_size": 4, "stride": 2, "padding": 1}
         self.encoder = nn.Sequential(
             _BlockConv2d(channels, 32, **conv), nn.BatchNorm2d(32), nn.LeakyReLU(SLOPE),
             nn.Conv2d(32, 64, **conv), nn.BatchNorm2d(64), nn.LeakyReLU(SLOPE),
@@ -94,6 +95,9 @@ class VAE(nn.Module):
             nn.ConvTranspose2d(64, 32, **conv), nn.BatchNorm2d(32), nn.LeakyReLU(SLOPE),
             _BlockConvTranspose2d(32, channels, **conv),
         )  # fmt: skip
+        for layer, following in pairwise([*self.encoder, *self.decoder]):
+            if isinstance(following, nn.BatchNorm1d | nn.BatchNorm2d):  # which takes out what a bias adds: none is learnt
+                nn.init.zeros_(layer.bias).requires_grad_(False)
 
     @property
     def latent_dim(self) -> int:
@@ -139,14 +143,6 @@ def elbo_loss(logits: Tensor, x: Tensor, mean: Tensor, log_var: Tensor) -> tuple
     return bce, kl
 
 
-def idle_biases(vae: VAE) -> Iterator[tuple[nn.Module, int]]:
-    """Each layer before a BatchNorm, and how many biases it has: what they add, the BatchNorm takes out again."""
-    for stack in (vae.encoder, vae.decoder):
-        for layer, norm in pairwise(stack):
-            if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
-                yield layer, norm.num_features
-
-
 def frozen(vae: VAE, dtype: torch.dtype = torch.float32) -> VAE:
     """A copy in eval mode for use on images: no weight gradients, each BatchNorm folded into the layer before it.
 
@@ -155,7 +151,7 @@ def frozen(vae: VAE, dtype: torch.dtype = torch.float32) -> VAE:
     """
     vae = copy.deepcopy(vae).eval().requires_grad_(False)
     for name in ("encoder", "decoder"):
-        folded: list[nn.Module] = []
+        folded: list[Any] = []
         for layer in getattr(vae, name):
             if isinstance(layer, nn.BatchNorm1d):
                 folded[-1] = fuse_linear_bn_eval(folded[-1], layer)

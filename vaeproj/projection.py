@@ -159,9 +159,10 @@ def project(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0, *, ch
         stop_at: a tile with L_r below this moves no more (`stopping_energy`).
         chunk: tiles worked on at once; None: as many as suit the device.
     """
-    images, steps, x = [], [], tiles[:0]
+    images: list[Tensor] = []
+    steps: list[Tensor] = []
     for part in tiles.split(chunk or _chunk(tiles)):
-        if not steps or len(x) != len(part):  # a captured iteration works on the same tensors for every chunk of a size
+        if not steps or len(steps[-1]) != len(part):  # a captured iteration works on the same tensors for every chunk of a size
             x_0, x, taken = (
                 torch.zeros_like(part),
                 torch.zeros_like(part),

@@ -12,6 +12,7 @@ from IPython.display import Image
 from torch import Tensor
 
 from . import figures
+from .checkpoint import made_from
 from .config import DATA_DIR, RESULTS_DIR, Config, UserError
 from .crops import CropSampler, centred_crop, to_unit
 from .data import Split, category_dir, load_split
@@ -20,7 +21,7 @@ from .files import written_whole
 from .model import VAE, frozen
 from .projection import stopping_energy
 from .synthgrid.dataset import COUNTS, write_synthgrid
-from .training import Trained, find_or_train, load, weights_digest
+from .training import Trained, find_or_train, load
 
 STOPPING_CROPS = 512  # training crops whose energies set the stopping threshold
 
@@ -113,7 +114,7 @@ class Workspace:
     @cached_property
     def weights(self) -> str:
         """Sha256 of the trained weights."""
-        return weights_digest(self.checkpoint)
+        return made_from(self.checkpoint)["weights"]
 
     @cached_property
     def trained(self) -> Trained:

@@ -47,6 +47,7 @@ def article_loop(vae: VAE, tiles: Tensor, config: Config, bugs: tuple[str, ...] 
         energy.backward(retain_graph="stale_gradient" in bugs)
         gradient = (x_0 if "stale_gradient" in bugs else x).grad
         mask = (x - picture.detach()).square() if config.soft_mask else 1.0
+        assert gradient is not None  # backward filled it
         moved = x - config.alpha * gradient * mask
         # Swapped and stale together the gradient overflows on saturated pixels: where it is no number, nothing moves.
         x = torch.where(moved.isnan(), x.detach(), moved).clamp(0, 1)

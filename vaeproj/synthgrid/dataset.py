@@ -155,7 +155,7 @@ def _render_all(folder: Path, settings: dict[str, Any], progress: bool, workers:
     jobs = [(name, index) for name, n in settings["counts"].items() for index in range(n)]
     pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))
     try:
-        done = pool.map(lambda job: _write_scene(folder, *job, settings["seed"], settings["size"]), jobs)
+        done = pool.map(lambda job: _write_scene(folder, job[0], job[1], settings["seed"], settings["size"]), jobs)
         list(tqdm(done, total=len(jobs), desc="SynthGrid", unit="image", disable=not progress))
     finally:
         pool.shutdown(cancel_futures=True)
@@ -164,7 +164,7 @@ def _render_all(folder: Path, settings: dict[str, Any], progress: bool, workers:
 def _write_scene(folder: Path, name: str, index: int, seed: int, size: int) -> None:
     """Write image `index` of `name` ("<split>/<kind>"), with mask and clean twin where it has a defect."""
     split, kind = name.split("/")
-    scene = render(kind, index, seed=seed, size=size, split=split)
+    scene = render(kind, index, seed=seed, size=size, split="train" if split == "train" else "test")
     files = {f"{name}/{index:03d}.png": scene.image}
     if kind != "good":
         files[f"ground_truth/{kind}/{index:03d}_mask.png"] = scene.mask

@@ -1,0 +1,31 @@
+"""A fingerprint cannot see code: where code that makes pixels or weights changes, its version must be looked at."""
+
+import hashlib
+import inspect
+from collections.abc import Callable
+
+import pytest
+
+from vaeproj import crops, data, model, training
+
+DECODING = (data._bits, data._decode, data._decode_item, data._decode_all)
+TRAINING = (
+    crops.CropSampler, model._BlockConv2d, model._BlockConvTranspose2d, model._block_weight, model.VAE, model.elbo_loss,
+    training.batch_indices, training.learning_rates, training.train_step, training.fit, training._seeds,
+)  # fmt: skip
+KNOWN = {
+    "DECODING_VERSION": (2, "?"),
+    "TRAINING_VERSION": (2, "?"),
+}
+
+
+@pytest.mark.parametrize(("version", "module", "code"), [
+    ("DECODING_VERSION", data, DECODING), ("TRAINING_VERSION", training, TRAINING),
+])  # fmt: skip
+def test_a_change_of_code_is_a_change_of_version(version: str, module: object, code: tuple[Callable, ...]) -> None:
+    source = "".join(inspect.getsource(part) for part in code)
+    now = (getattr(module, version), hashlib.sha256(source.encode()).hexdigest()[:16])
+    assert now == KNOWN[version], (
+        f"The code behind {version} has changed. If the same files and settings now give other bits, raise {version}; if they "
+        f"do not (compare the weights' hash of a short training, or decoded arrays), record that here: {now}"
+    )
