@@ -23,7 +23,7 @@ def smoothed_maps(ws, seed):
     chosen = ws.reconfigured(seed=seed)
 
     def score(tiles):
-        return (tiles - project(chosen.fast_vae, tiles, chosen.config, chosen.stop_at).image).abs()
+        return (tiles - project(chosen.fast_vae, tiles, chosen.config, chosen.stop_at)).abs()
 
     return smooth(anomaly_maps(ws.test.images, score, ws.config), ws.config.sigma)
 
@@ -91,8 +91,8 @@ def test_the_error_of_a_gain_is_that_of_the_mean_over_seeds(open_ws):
     names = ("preset's own", *(f"VAE residual, {kind}" for kind in ("L1", "L2", "SSIM", "L1_SSIM")))
     seeded = [ws.reconfigured(seed=seed) for seed in SEEDS]
     results = {name: [comparison.judge(w, comparison.scores(w)[name]) for w in seeded] for name in names}
-    averaged = {name: np.mean([r.smoothed["replicates"] for r in rows], axis=0)[:, 0] for name, rows in results.items()}
-    means_of = {name: np.mean([r.smoothed["pixel_AUROC"] for r in rows]) for name, rows in results.items()}
+    averaged = {name: np.mean([r["replicates"] for r, _ in rows], axis=0)[:, 0] for name, rows in results.items()}
+    means_of = {name: np.mean([r["pixel_AUROC"] for r, _ in rows]) for name, rows in results.items()}
     best = max((name for name in averaged if name.startswith("VAE")), key=means_of.get)
     assert own["standard_error"] == pytest.approx(np.std(averaged["preset's own"] - averaged[best], ddof=1))
     assert own["difference"] == pytest.approx(means_of["preset's own"] - means_of[best])
@@ -112,7 +112,7 @@ def test_a_label_free_threshold_sees_held_out_training_images_only(open_ws, cate
     held_out = ws.train.images[:1]  # one of three: the first
 
     def score(tiles):
-        return (tiles - project(ws.fast_vae, tiles, ws.config).image).abs()
+        return (tiles - project(ws.fast_vae, tiles, ws.config)).abs()
 
     maps = smooth(anomaly_maps(held_out, score, ws.config), ws.config.sigma)
     maps = maps / maps.median()

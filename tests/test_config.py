@@ -33,7 +33,7 @@ def other_values(name: str) -> dict[str, object]:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_builds_and_is_read_in_full(preset):
     config = Config.from_preset(preset)
-    assert config.to_dict() == Config().to_dict() | PRESETS[preset]
+    assert dataclasses.asdict(config) == dataclasses.asdict(Config()) | PRESETS[preset]
 
 
 def test_presets_are_the_promised_and_quick_is_the_default():
@@ -53,7 +53,7 @@ def test_every_field_says_what_it_is(name):
 
 
 def test_blog_is_the_articles_recipe():
-    config = Config.from_preset("blog").to_dict()
+    config = dataclasses.asdict(Config.from_preset("blog"))
     recipe = {
         "image_size": 512, "crop_size": 128, "flip": True, "rotation": False,
         "latent_dim": 512,

@@ -11,7 +11,7 @@ from vaeproj import crops, data, model, training
 DECODING = (data._bits, data._decode, data._decode_item, data._decode_all)
 TRAINING = (
     crops.CropSampler, model._BlockConv2d, model._BlockConvTranspose2d, model._block_weight, model.VAE, model.elbo_loss,
-    training.batch_indices, training.learning_rates, training.train_step, training.fit, training._seeds,
+    training.batch_indices, training.learning_rates, training.train_step, training.fit,
 )  # fmt: skip
 KNOWN = {
     "DECODING_VERSION": (2, "?"),

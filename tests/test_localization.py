@@ -73,7 +73,7 @@ def test_scores_are_what_the_vae_and_the_projection_leave(seasoned_vae, kind):
     residual = residual_score(vae, kind)(tiles)
     torch.testing.assert_close(residual, (tiles - vae.reconstruct(tiles)).detach().abs() ** power, rtol=0, atol=1e-5)
     changed = projection_score(vae, config)(tiles[:5])
-    expected = (tiles[:5] - project(vae, tiles[:5], config).image).abs() ** power
+    expected = (tiles[:5] - project(vae, tiles[:5], config)).abs() ** power
     torch.testing.assert_close(changed, expected, rtol=0, atol=1e-5)
     still = projection_score(vae, config, stop_at=float("inf"))(tiles[:5])
     assert not still.any()

@@ -1,6 +1,7 @@
 """What README.ja.md names exists: files, functions, headings, commands, presets, and the article's values."""
 
 import ast
+import dataclasses
 import importlib
 import json
 import re
@@ -85,7 +86,7 @@ def test_python_imports_what_exists():
 
 def test_recipe_is_the_preset():
     rows = re.findall(r"^\| `(\w+)` \| (\S+) \|", README.partition("## 元記事の設定で動かす")[2], re.MULTILINE)
-    config = Config.from_preset("blog").to_dict()
+    config = dataclasses.asdict(Config.from_preset("blog"))
     said = parse_settings(" ".join(f"{name}={value}" for name, value in rows))
     assert said == {name: config[name] for name in said}
     assert set(PRESETS["blog"]) - {"steps"} <= set(said)

@@ -69,7 +69,7 @@ def residual_score(vae: VAE, kind: str) -> Score:
 
 def projection_score(vae: VAE, config: Config, stop_at: float = 0.0) -> Score:
     """What the projection changed (paper, section 3.3), measured as ``config.score`` says."""
-    return change_score(lambda tiles: project(vae, tiles, config, stop_at).image, config.score)
+    return change_score(lambda tiles: project(vae, tiles, config, stop_at), config.score)
 
 
 def change_score(move: Callable[[Tensor], Tensor], kind: str) -> Score:

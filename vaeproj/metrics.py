@@ -51,14 +51,7 @@ class Ranking:
         true_positives = self.anomalous.cumsum(0)[self.last].double()
         flagged = (torch.arange(len(self.last), device=self.last.device) + 1)[self.last].double()
         overlap = self.region_weight.cumsum(0)[self.last]
-        false_positives = flagged - true_positives
-        return Curves(
-            self.score[self.last],
-            _with_origin(false_positives / false_positives[-1]),
-            _with_origin(true_positives / true_positives[-1]),
-            _with_origin(overlap / overlap[-1]),
-            true_positives / flagged,
-        )
+        return _curves(self.score[self.last], true_positives, flagged - true_positives, overlap)
 
 
 @dataclass(frozen=True)
@@ -188,20 +181,17 @@ def f1_at(maps: Tensor, gt_masks: np.ndarray, threshold: float) -> float:
 
 
 def _metrics(curves: Curves, scores: np.ndarray, gt_labels: np.ndarray) -> dict[str, float]:
-    return dict(
-        zip(METRICS, (curves.auroc, curves.aupro, curves.average_precision, image_auroc(scores, gt_labels)), strict=True)
-    )
+    values = curves.auroc, curves.aupro, curves.average_precision, image_auroc(scores, gt_labels)
+    return dict(zip(METRICS, values, strict=True))
 
 
-def _replicates(
-    ranking: Ranking, scores: np.ndarray, gt_labels: np.ndarray, bootstrap: int, seed: int, bins: int
-) -> np.ndarray:
-    """Each metric over images drawn with replacement, good and defective ones each among themselves: [bootstrap, 4].
+def _replicates(ranking: Ranking, scores: np.ndarray, gt_labels: np.ndarray, number: int, seed: int, bins: int) -> np.ndarray:
+    """Each metric over images drawn with replacement, good and defective ones each among themselves: [number, 4].
 
     Pixels are first counted per image in bins of equal numbers, so a replicate is a weighted sum and nothing is
     sorted again; within a bin scores count as tied.
     """
-    number, pixels = len(scores), len(ranking.score)
+    images, pixels = len(scores), len(ranking.score)
     bins = min(bins, pixels)
     # A bin ends only where a run of equal scores does.
     ends = torch.linspace(pixels / bins, pixels, bins, dtype=torch.float64, device=ranking.score.device).round().long() - 1
@@ -209,28 +199,16 @@ def _replicates(
     edges = run_end[torch.searchsorted(run_end, ends)].unique()
     slot = torch.searchsorted(edges, torch.arange(pixels, device=edges.device)) + ranking.image.long() * len(edges)
 
-    def count(weight: Tensor) -> Tensor:
-        return (
-            torch.zeros(number * len(edges), dtype=torch.float64, device=slot.device)
-            .index_add_(0, slot, weight.double())
-            .view(number, -1)
-        )
-
-    tables = torch.stack([count(ranking.anomalous), count(~ranking.anomalous), count(ranking.region_weight)])
+    weights = torch.stack([ranking.anomalous.double(), (~ranking.anomalous).double(), ranking.region_weight])
+    tables = weights.new_zeros(3, images * len(edges)).index_add_(1, slot, weights).view(3, images, -1)
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(gt_labels), np.flatnonzero(~gt_labels)]
     samples = []
-    for _ in range(bootstrap):
+    for _ in range(number):
         drawn = np.concatenate([rng.choice(group, len(group)) for group in groups if len(group)])
-        times = torch.from_numpy(np.bincount(drawn, minlength=number)).to(tables)
+        times = torch.from_numpy(np.bincount(drawn, minlength=images)).to(tables)
         true_positives, false_positives, overlap = (tables * times[:, None]).sum(1).cumsum(-1)
-        curves = Curves(
-            ranking.score[edges],
-            _with_origin(false_positives / false_positives[-1]),
-            _with_origin(true_positives / true_positives[-1]),
-            _with_origin(overlap / overlap[-1]),
-            true_positives / (true_positives + false_positives).clamp(min=1),
-        )
+        curves = _curves(ranking.score[edges], true_positives, false_positives, overlap)
         samples.append(list(_metrics(curves, scores[drawn], gt_labels[drawn]).values()))
     return np.array(samples)
 
@@ -241,5 +219,7 @@ def _last_of_run(score: Tensor) -> Tensor:
     return last
 
 
-def _with_origin(values: Tensor) -> Tensor:
-    return F.pad(values, (1, 0))
+def _curves(threshold: Tensor, true_positives: Tensor, false_positives: Tensor, overlap: Tensor) -> Curves:
+    """Curves from counts of flagged pixels and from flagged shares of regions, summed down to each threshold, [K] each."""
+    fpr, recall, pro = (F.pad(total / total[-1], (1, 0)) for total in (false_positives, true_positives, overlap))
+    return Curves(threshold, fpr, recall, pro, true_positives / (true_positives + false_positives).clamp(min=1))

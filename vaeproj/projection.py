@@ -4,12 +4,10 @@
     x   <- clip(x - alpha * grad E(x) * (x - f(x))^2, 0, 1)                 (paper, section 3.2)
 
 The squared residual is a soft mask: only what the VAE cannot explain moves. Energies of tiles in a batch do not touch
-one another in eval mode, so the gradient of their sum is each tile's own.
+one another in eval mode, so the gradient of their sum is each tile's own. Networks come from `model.frozen`, in any precision.
 
 Ours: with ``coarse_weight``, L_r takes the residual at two scales, as it is and smoothed. A VAE draws normal texture without
 its finest detail, which smoothing hides: the coarse term pulls at what is wrong beyond that.
-
-The functions here take a network from `model.frozen`, in any precision.
 """
 
 from __future__ import annotations
@@ -30,19 +28,6 @@ CPU_CHUNK = 64  # tiles worked on at once
 CUDA_CHUNK = 2048
 CUDA_BYTES_PER_PIXEL = 1536  # of a tile: activations kept for the gradient, with room to spare
 LOOK_EVERY = 5  # iterations between two looks at whether any tile still moves
-
-
-@dataclass(frozen=True)
-class Projection:
-    """Where the descent ended.
-
-    Attributes:
-        image: x_T, [B, C, H, W] in [0, 1].
-        steps: int64 [B], iterations each tile took before it stopped or reached the limit.
-    """
-
-    image: Tensor
-    steps: Tensor
 
 
 @dataclass(frozen=True)
@@ -150,8 +135,8 @@ def trajectory(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0) ->
     return Trajectory(stack, torch.stack(pictures), torch.stack(terms), (stack - tiles).abs().sum((2, 3, 4)))
 
 
-def project(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0, *, chunk: int | None = None) -> Projection:
-    """Project many tiles; the same numbers as the last frame of `trajectory`, in bounded memory.
+def project(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0, *, chunk: int | None = None) -> Tensor:
+    """Project many tiles: x_T, the last frame of `trajectory`, in bounded memory.
 
     Args:
         vae: from `model.frozen`.
@@ -159,36 +144,27 @@ def project(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0, *, ch
         stop_at: a tile with L_r below this moves no more (`stopping_energy`).
         chunk: tiles worked on at once; None: as many as suit the device.
     """
-    images: list[Tensor] = []
-    steps: list[Tensor] = []
+    done: list[Tensor] = []
     for part in tiles.split(chunk or _chunk(tiles)):
-        if not steps or len(steps[-1]) != len(part):  # a captured iteration works on the same tensors for every chunk of a size
-            x_0, x, taken = (
-                torch.zeros_like(part),
-                torch.zeros_like(part),
-                torch.zeros(len(part), dtype=torch.long, device=part.device),
-            )
-            running = torch.zeros_like(taken, dtype=torch.bool)
-            iterate = captured(functools.partial(_iterate, vae, config, stop_at, x_0, x, taken, running), tiles.device)
+        if not done or len(done[-1]) != len(part):  # a captured iteration works on the same tensors for all chunks of a size
+            x_0, x, running = torch.zeros_like(part), torch.zeros_like(part), part.new_zeros(len(part), dtype=torch.bool)
+            iterate = captured(functools.partial(_iterate, vae, config, stop_at, x_0, x, running), tiles.device)
         x_0.copy_(part)
         x.copy_(part)
-        taken.zero_()
         running.fill_(True)
         for t in range(config.iterations):
             iterate()
             if stop_at and t % LOOK_EVERY == 0 and not running.any():
                 break
-        images.append(x.clone())
-        steps.append(taken.clone())
-    return Projection(torch.cat(images), torch.cat(steps))
+        done.append(x.clone())
+    return torch.cat(done)
 
 
-def _iterate(vae: VAE, config: Config, stop_at: float, x_0: Tensor, x: Tensor, steps: Tensor, running: Tensor) -> None:
+def _iterate(vae: VAE, config: Config, stop_at: float, x_0: Tensor, x: Tensor, running: Tensor) -> None:
     """One iteration of a chunk, in place: tiles that have stopped stay."""
     moved, _, l_r = step(vae, x, x_0, config)
     running.logical_and_(l_r >= stop_at)
     x.copy_(torch.where(running[:, None, None, None], moved, x))
-    steps.add_(running)
 
 
 def _chunk(tiles: Tensor) -> int:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
@@ -48,23 +49,18 @@ class Trained:
     snapshot_steps: Tensor
 
 
-def batch_indices(number: int, config: Config) -> Iterator[Tensor]:
+def batch_indices(number: int, config: Config) -> Sequence[Tensor]:
     """The image indices of each step, shuffled anew for each pass: the same for the same seed.
 
     ``epochs`` cuts each pass into batches and leaves the last one short, as the article's loader does; ``steps`` lets
     the passes run into one another, so that every batch is full.
     """
-    generator = torch.Generator().manual_seed(config.seed)
+    generator, size = torch.Generator().manual_seed(config.seed), config.batch_size
     if config.epochs:
-        for _ in range(config.epochs):
-            yield from torch.randperm(number, generator=generator).split(config.batch_size)
-        return
-    pool = torch.empty(0, dtype=torch.long)
-    for _ in range(config.steps):
-        while len(pool) < config.batch_size:
-            pool = torch.cat([pool, torch.randperm(number, generator=generator)])
-        batch, pool = pool[: config.batch_size], pool[config.batch_size :]
-        yield batch
+        passes = [torch.randperm(number, generator=generator).split(size) for _ in range(config.epochs)]
+        return [batch for one in passes for batch in one]
+    passes = [torch.randperm(number, generator=generator) for _ in range(-(-config.steps * size // number))]
+    return torch.cat(passes)[: config.steps * size].split(size)
 
 
 def learning_rates(steps: int, config: Config) -> list[float]:
@@ -82,7 +78,7 @@ def learning_rates(steps: int, config: Config) -> list[float]:
     return rates
 
 
-def train_step(vae: VAE, optimizer: torch.optim.Optimizer, crops: Tensor, noise: Tensor, beta: float) -> Tensor:
+def train_step(vae: VAE, optimizer: Optimizer, crops: Tensor, noise: Tensor, beta: float) -> Tensor:
     """One step down the negative ELBO, its KL term weighted by ``beta`` (article).
 
     Args:
@@ -134,7 +130,7 @@ def fit(
         torch.manual_seed(config.seed)
         vae = VAE(config.latent_dim, config.crop_size, images.shape[1])
     vae = vae.to(device=device).to(memory_format=torch.channels_last).train()
-    batches = list(batch_indices(len(images), config))
+    batches = batch_indices(len(images), config)
     if min(map(len, batches), default=2) < 2:
         raise UserError(
             f"{len(images)} images in batches of {config.batch_size} leave a batch of one, too few for batch normalization: "
@@ -159,10 +155,9 @@ def fit(
     crop_generator, noise_generator = torch.Generator(), torch.Generator(device)
     bar = tqdm(range(done, len(batches)), "training", len(batches), initial=done, unit="step", disable=not progress)
     for t in bar:
-        for generator, seed in zip((crop_generator, noise_generator), _seeds(config.seed, t), strict=True):
-            generator.manual_seed(seed)
-        rows = sampler.draw(batches[t], crop_generator).to(device)
-        noise = torch.randn(len(rows), config.latent_dim, generator=noise_generator, device=device)
+        seeds = np.random.SeedSequence([config.seed, t]).generate_state(2, np.uint64).tolist()
+        rows = sampler.draw(batches[t], crop_generator.manual_seed(seeds[0])).to(device)
+        noise = torch.randn(len(rows), config.latent_dim, generator=noise_generator.manual_seed(seeds[1]), device=device)
         rate.fill_(rates[t])
         record["history"][t] = step(rows, noise)
         if t + 1 in marks:
@@ -182,21 +177,22 @@ def fit(
 class _Step:
     """`train_step` on crops gathered on the device, captured on a GPU once for each batch size."""
 
-    def __init__(self, vae: VAE, optimizer: torch.optim.Optimizer, sampler: CropSampler, beta: float) -> None:
+    def __init__(self, vae: VAE, optimizer: Optimizer, sampler: CropSampler, beta: float) -> None:
         self.vae, self.optimizer, self.sampler, self.beta = vae, optimizer, sampler, beta
-        self.captured: dict[int, tuple[tuple[Tensor, Tensor, Tensor], Callable[[], None]]] = {}
+        self.captured: dict[int, tuple[Tensor, Tensor, Tensor, Callable[[], None]]] = {}
 
     def __call__(self, rows: Tensor, noise: Tensor) -> Tensor:
-        """The loss terms [2] of the crops ``rows`` [B, 7]; a tensor that the next call overwrites."""
+        """The loss terms [2] of the crops ``rows`` [B, 7], in a tensor that the next call overwrites."""
         if len(rows) not in self.captured:
             slots = rows.clone(), noise.clone(), rows.new_zeros(2)
-            once, state = functools.partial(self._once, *slots), functools.partial(state_of, self.vae, self.optimizer)
-            self.captured[len(rows)] = slots, captured(once, rows.device, state, warm_up=3)
-        slots, again = self.captured[len(rows)]
-        slots[0].copy_(rows)
-        slots[1].copy_(noise)
+            state = functools.partial(state_of, self.vae, self.optimizer)
+            again = captured(functools.partial(self._once, *slots), rows.device, state, warm_up=3)
+            self.captured[len(rows)] = *slots, again
+        own_rows, own_noise, terms, again = self.captured[len(rows)]
+        own_rows.copy_(rows)
+        own_noise.copy_(noise)
         again()
-        return slots[2]
+        return terms
 
     def _once(self, rows: Tensor, noise: Tensor, terms: Tensor) -> None:
         terms.copy_(train_step(self.vae, self.optimizer, self.sampler.gather(rows), noise, self.beta))
@@ -216,7 +212,7 @@ def find_or_train(images: Tensor, config: Config, digest: str, *, folder: Path =
         partial = path.with_suffix(f".{images.device.type}.partial")  # the bits depend on the device
         vae, record = fit(images, config, partial=partial, **options)
         weights = weights_of(vae)
-        made = {"config": config.to_dict(), "trained_on": describe(images.device), "weights": digest_of(weights)}
+        made = {"config": asdict(config), "trained_on": describe(images.device), "weights": digest_of(weights)}
         write(path, weights | record, made)
         partial.unlink(missing_ok=True)
     return path
@@ -236,11 +232,6 @@ def load(path: Path, config: Config, device: torch.device) -> Trained:
     except (RuntimeError, KeyError) as error:
         raise UserError(f"The checkpoint {path} is of another version of the code: remove the file to train anew.") from error
     return Trained(vae.to(device=device).to(memory_format=torch.channels_last).eval(), *record)
-
-
-def _seeds(seed: int, step: int) -> list[int]:
-    """Two independent seeds for a step: of its crops and of its latent noise."""
-    return np.random.SeedSequence([seed, step]).generate_state(2, np.uint64).tolist()
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
@@ -112,7 +113,7 @@ def _manifest(ws: Workspace) -> dict[str, Any]:
     return {
         "preset": request.preset,
         "parameters": {name: getattr(request, name) for name in ("preset", "settings", "data_root", "category")},
-        "config": ws.config.to_dict(),
+        "config": asdict(ws.config),
         "fingerprint": ws.fingerprint,
         "seed": ws.config.seed,
         "category": request.category,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -45,7 +45,7 @@ class Setting:
             words += ["--data-root", str(ws.folder.parent)]
         if request.category != "grid":
             words += ["--category", request.category]
-        for name, value in self.config.to_dict().items():
+        for name, value in asdict(self.config).items():
             if value != getattr(usual, name):
                 words += ["--set", f"{name}={str(value).lower()}"]
         return f"python -m vaeproj run 04 {shlex.join(words)}"

@@ -19,7 +19,7 @@ CODE = ("blur", "crops", "model", "projection", "localization", "metrics", "stud
 
 
 def cached(ws: Workspace, name: str, compute: Callable[[], tuple[Any, np.ndarray]]) -> tuple[Any, np.ndarray]:
-    """What ``compute`` returns, values for JSON and an array; from disk if it was computed before.
+    """What ``compute`` returns, values for JSON and an array: from disk if it was computed before, so ``name`` must say it all.
 
     The file is named after configuration, data and their names, weights, kind of device, PyTorch, and the code that turns
     these into results: with any other of them it is not found.
@@ -29,16 +29,9 @@ def cached(ws: Workspace, name: str, compute: Callable[[], tuple[Any, np.ndarray
     """
     package = Path(config.__file__).parent
     code = hashlib.sha256(b"".join((package / f"{module}.py").read_bytes() for module in CODE)).hexdigest()
-    made_from = [
-        ws.train.digest,
-        ws.test.digest,
-        ws.test.names,
-        ws.weights,
-        ws.device.type,
-        torch.__version__,
-        code,
-    ]
-    path = ws.kept / "cache" / f"{name.split(':')[0]}-{ws.config.fingerprint(data=json.dumps([name, made_from]))}.npz"
+    data = [ws.train.digest, ws.test.digest, ws.test.names]
+    made_from = json.dumps([name, data, ws.weights, ws.device.type, torch.__version__, code])
+    path = ws.kept / "cache" / f"{name.split(':')[0]}-{ws.config.fingerprint(data=made_from)}.npz"
     if not path.exists():
         values, array = compute()
         with written_whole(path) as scratch, scratch.open("wb") as file:

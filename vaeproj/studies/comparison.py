@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,39 +61,20 @@ def _article_score(ws: Workspace, config: Config, bugs: tuple[str, ...]) -> Scor
     return change_score(move, config.score)
 
 
-@dataclass(frozen=True)
-class Result:
-    """One method on one VAE: smoothed anomaly maps, float32 [N, H, W], and metrics of them and of the raw ones."""
-
-    maps: Tensor
-    smoothed: dict[str, Any]
-    raw: dict[str, Any]
-
-
-def judge(ws: Workspace, score: Score) -> Result:
-    """Anomaly maps of every test image and their metrics, raw and smoothed."""
-    raw = anomaly_maps(ws.test.images, score, ws.config)
-    maps = smooth(raw, ws.config.sigma, ws.config.sigma_wide)
-    smoothed = evaluate(maps, ws.test.gt_masks, ws.test.defects)
-    return Result(maps, smoothed, evaluate(raw, ws.test.gt_masks, ws.test.defects, bootstrap=0))
-
-
-def _judged(ws: Workspace, name: str, score: Score, *, keep_maps: bool) -> Result:
-    """`judge`, or what an earlier run left of it: a comparison that was killed goes on at the method where it stopped.
+def judge(ws: Workspace, score: Score, *, keep_maps: bool = True) -> tuple[dict[str, Any], np.ndarray]:
+    """Metrics of the anomaly maps of every test image, smoothed and ``raw``, and the smoothed maps, float32 [N, H, W].
 
     Maps are as large as the images: without ``keep_maps`` there are none.
     """
-
-    def compute() -> tuple[Any, np.ndarray]:
-        result = judge(ws, score)
-        return [result.smoothed, result.raw], (result.maps if keep_maps else result.maps[:0]).cpu().numpy()
-
-    (smoothed, raw), maps = cached(ws, f"method: {name}, {ARTICLE}, maps {keep_maps}", compute)
-    return Result(torch.from_numpy(maps), smoothed, raw)
+    raw = anomaly_maps(ws.test.images, score, ws.config)
+    maps = smooth(raw, ws.config.sigma, ws.config.sigma_wide)
+    metrics = evaluate(maps, ws.test.gt_masks, ws.test.defects)
+    metrics["raw"] = evaluate(raw, ws.test.gt_masks, ws.test.defects, bootstrap=0)
+    return metrics, (maps if keep_maps else maps[:0]).cpu().numpy()
 
 
 def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Every method on the VAE of every seed; each is computed once, then found by fingerprint.
+    """Every method on the VAE of every seed; each is computed once, then found by what made it, also after a killed run.
 
     Returns:
         For each method the mean over seeds of each metric, ``raw`` metrics alike, ``seeds`` (a row each), and of the
@@ -102,40 +83,42 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
         both and in every seed.
         For each method the first seed's smoothed maps, [N, H, W].
     """
-    rows: dict[str, list[Result]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    maps: dict[str, Tensor] = {}
     for seed in seeds:
-        chosen = ws.reconfigured(seed=seed)
-        judged: dict[Score, Result] = {}
+        chosen, judged = ws.reconfigured(seed=seed), {}
         for name, score in tqdm(scores(chosen).items(), desc=f"seed {seed}", unit="method"):
             if score not in judged:
-                judged[score] = _judged(chosen, name, score, keep_maps=seed == seeds[0])
-            rows.setdefault(name, []).append(judged[score])
+                keep = seed == seeds[0]
+                compute = functools.partial(judge, chosen, score, keep_maps=keep)
+                judged[score] = cached(chosen, f"method: {name}, {ARTICLE}, maps {keep}", compute)
+            rows.setdefault(name, []).append(judged[score][0])
+            maps.setdefault(name, torch.from_numpy(judged[score][1]))
+    residuals = [results for name, results in rows.items() if name.startswith("VAE")]
     methods: dict[str, Any] = {}
     for name, results in rows.items():
-        first = results[0].smoothed
-        methods[name] = {key: float(np.mean([r.smoothed[key] for r in results])) for key in METRICS}
-        methods[name]["raw"] = {key: float(np.mean([r.raw[key] for r in results])) for key in METRICS}
-        methods[name]["seeds"] = {str(s): {k: r.smoothed[k] for k in METRICS} for s, r in zip(seeds, results, strict=True)}
-        methods[name] |= {key: value for key, value in first.items() if key not in (*METRICS, "replicates")}
-        methods[name]["gain"] = _gain(results, [r for other, r in rows.items() if other.startswith("VAE")])
-    return methods, {name: results[0].maps for name, results in rows.items()}
+        methods[name] = {key: value for key, value in results[0].items() if key not in ("replicates", "raw")}
+        methods[name] |= {key: _mean(results, key) for key in METRICS}
+        methods[name]["raw"] = {key: _mean([r["raw"] for r in results], key) for key in METRICS}
+        methods[name]["seeds"] = {str(s): {k: r[k] for k in METRICS} for s, r in zip(seeds, results, strict=True)}
+        methods[name]["gain"] = _gain(results, residuals)
+    return methods, maps
 
 
-def _gain(own: list[Result], others: list[list[Result]]) -> dict[str, dict[str, float]]:
-    """How far one method's mean over seeds lies above the best of others, and the paired standard error of that difference."""
+def _mean(results: list[dict[str, Any]], key: str) -> Any:
+    return np.mean([result[key] for result in results], axis=0).tolist()
 
-    def mean(results: list[Result], key: str) -> float:
-        return float(np.mean([result.smoothed[key] for result in results]))
 
-    def replicates(results: list[Result]) -> np.ndarray:
-        """[bootstrap, metrics]: a resampling draws the same images in every seed, so its value too is a mean over seeds."""
-        return np.mean([result.smoothed["replicates"] for result in results], axis=0)
+def _gain(own: list[dict[str, Any]], others: list[list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """How far one method's mean over seeds lies above the best of others, and the paired standard error of that difference.
 
+    A resampling draws the same images in every seed, so its value too is a mean over seeds.
+    """
     gain = {}
     for k, key in enumerate(METRICS):
-        best = max(others, key=lambda other: mean(other, key))
-        spread = replicates(own)[:, k] - replicates(best)[:, k]
-        gain[key] = {"difference": mean(own, key) - mean(best, key), "standard_error": float(np.std(spread, ddof=1))}
+        best = max(others, key=lambda other: _mean(other, key))
+        one, other = (np.array(_mean(results, "replicates"))[:, k] for results in (own, best))
+        gain[key] = {"difference": _mean(own, key) - _mean(best, key), "standard_error": float(np.std(one - other, ddof=1))}
     return gain
 
 
@@ -174,20 +157,18 @@ def restoration(ws: Workspace) -> dict[str, dict[str, Tensor]]:
     """
     names = [name for name in ws.test.names if not name.startswith("good/")]
     crops, masks, corners = ws.crops_at(names)
-    side = ws.config.crop_size
+    side, masks = ws.config.crop_size, masks.to(ws.device)
     scenes = to_unit(load_clean(ws.folder, names, ws.config.image_size).to(ws.device))
     clean = torch.stack([scene[..., y : y + side, x : x + side] for scene, (y, x) in zip(scenes, corners, strict=True)])
     with torch.no_grad():
         painted = ws.vae.reconstruct(crops)
-    pictures = {"test image": crops, "VAE": painted, "projection": project(ws.fast_vae, crops, ws.config, ws.stop_at).image}
-    inside = masks.to(ws.device)
-    result: dict[str, dict[str, Tensor]] = {}
+    pictures = {"test image": crops, "VAE": painted, "projection": project(ws.fast_vae, crops, ws.config, ws.stop_at)}
+    result: dict[str, dict[str, Tensor]] = {method: {} for method in pictures}
     for method, picture in pictures.items():
         similarity = ssim_map(picture, clean).mean(1)
-        row = {"psnr_inside": psnr(picture, clean, inside), "psnr_outside": psnr(picture, clean, ~inside)}
-        for key, where in (("ssim_inside", inside), ("ssim_outside", ~inside)):
-            row[key] = (similarity * where).sum((1, 2)) / where.sum((1, 2))
-        result[method] = {key: value.cpu() for key, value in row.items()}
+        for place, where in (("inside", masks), ("outside", ~masks)):
+            result[method][f"psnr_{place}"] = psnr(picture, clean, where).cpu()
+            result[method][f"ssim_{place}"] = ((similarity * where).sum((1, 2)) / where.sum((1, 2))).cpu()
     return result
 
 
