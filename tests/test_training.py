@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from vaeproj import training
-from vaeproj.checkpoint import made_from
+from vaeproj.checkpoint import read
 from vaeproj.config import Config
 from vaeproj.crops import CropSampler
 from vaeproj.device import set_up_device
@@ -293,11 +293,11 @@ find_or_train(torch.load("images.pt"), Config(**{TOY!r}), "digest", folder=Path(
 
 
 def test_a_checkpoint_says_what_made_it(images, tmp_path):
-    made = made_from(find_or_train(images, toy(), "digest", folder=tmp_path, progress=False))
+    _, made = read(find_or_train(images, toy(), "digest", folder=tmp_path, progress=False))
     assert made["config"] == json.loads(json.dumps(dataclasses.asdict(toy())))
     assert made["trained_on"]["torch"] == torch.__version__
     assert made["trained_on"]["threads"] == torch.get_num_threads()
-    other = made_from(find_or_train(images, toy(seed=1), "digest", folder=tmp_path, progress=False))
+    _, other = read(find_or_train(images, toy(seed=1), "digest", folder=tmp_path, progress=False))
     assert len(made["weights"]) == 64 != made["weights"] != other["weights"]
 
 

@@ -65,28 +65,19 @@ def projection_dtype(device: torch.device) -> torch.dtype:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """What a result depends on besides data, code and configuration: processor, precision, threads, PyTorch."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
+    cuda = device.type == "cuda"
+    cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if cuda else f"{cpu}, {torch.backends.cpu.get_cpu_capability()}"
     training = "bfloat16 (autocast)" if has_native_bf16(device) else "float32"
     precision = {"training": training, "projection": str(projection_dtype(device)).removeprefix("torch.")}
-    return {"type": device.type, "name": name, "precision": precision, "threads": torch.get_num_threads(),
-            "torch": torch.__version__}  # fmt: skip
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):  # not Linux, or not x86
-        return platform.processor() or platform.machine()
+    here = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"type": device.type, "name": name, "precision": precision, **here}
 
 
 def captured(
     work: Callable[[], None], device: torch.device, state: Callable[[], Mapping[str, Tensor]] = dict, warm_up: int = 1
 ) -> Callable[[], None]:
-    """On a GPU ``work`` as a CUDA graph, which costs the host a single launch a call; on a CPU ``work`` itself.
+    """On a GPU ``work`` as a CUDA graph, which the host launches as one; on a CPU ``work`` itself.
 
     Args:
         work: reads and writes tensors in place, the same ones at each call, and never waits for their values.

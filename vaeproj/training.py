@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from .checkpoint import digest_of, read, resume, state_of, under, weights_of, write
+from .checkpoint import read, resume, state_of, under, write
 from .config import RESULTS_DIR, Config, UserError
 from .crops import CropSampler
 from .device import captured, describe, has_native_bf16
@@ -211,9 +211,8 @@ def find_or_train(images: Tensor, config: Config, digest: str, *, folder: Path =
     if not path.exists():
         partial = path.with_suffix(f".{images.device.type}.partial")  # the bits depend on the device
         vae, record = fit(images, config, partial=partial, **options)
-        weights = weights_of(vae)
-        made = {"config": asdict(config), "trained_on": describe(images.device), "weights": digest_of(weights)}
-        write(path, weights | record, made)
+        weights = {f"vae.{name}": tensor for name, tensor in vae.state_dict().items()}
+        write(path, weights | record, {"config": asdict(config), "trained_on": describe(images.device)})
         partial.unlink(missing_ok=True)
     return path
 

@@ -12,7 +12,7 @@ from IPython.display import Image
 from torch import Tensor
 
 from . import figures
-from .checkpoint import made_from
+from .checkpoint import read
 from .config import DATA_DIR, RESULTS_DIR, Config, UserError
 from .crops import CropSampler, centred_crop, to_unit
 from .data import Split, category_dir, load_split
@@ -114,7 +114,7 @@ class Workspace:
     @cached_property
     def weights(self) -> str:
         """Sha256 of the trained weights."""
-        return made_from(self.checkpoint)["weights"]
+        return read(self.checkpoint, "snapshot_steps")[1]["weights"]
 
     @cached_property
     def trained(self) -> Trained:
