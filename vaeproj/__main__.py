@@ -1,4 +1,4 @@
-"""Command line: ``python -m vaeproj run | data | figures | site | publish``."""
+"""Command line: ``python -m vaeproj run | data | figures | publish``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vaeproj", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="run|data|figures|site|publish")
+    commands = parser.add_subparsers(required=True, metavar="run|data|figures|publish")
 
     run = commands.add_parser("run", help="execute notebooks into results/<preset>/")
     run.add_argument("notebooks", nargs="*", metavar="01", help="numbers or names of notebooks (default: 01 to 05)")
@@ -55,11 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("names", nargs="*", metavar="NAME", help="default: every figure the run has")
     figures.add_argument("--run", default="", metavar="DIR", help="run folder (default: results/quick)")
     figures.set_defaults(command=_figures)
-
-    site = commands.add_parser("site", help="turn the notebooks into web pages that need no network")
-    site.add_argument("--notebooks", default="", metavar="DIR", help="their folder, or a run folder (default: notebooks)")
-    site.add_argument("--out", default="", metavar="DIR", help="default: results/site")
-    site.set_defaults(command=_site)
     return parser
 
 
@@ -117,13 +112,6 @@ def _figures(arguments: argparse.Namespace) -> None:
     for name in arguments.names or sorted(p.stem for p in folder.glob("*.npz")):
         redraw(name, folder)
         print(folder / f"{name}.png")
-
-
-def _site(arguments: argparse.Namespace) -> None:
-    from .site import NOTEBOOK_DIR, build
-
-    folder = Path(arguments.notebooks) if arguments.notebooks else NOTEBOOK_DIR
-    print(build(folder, Path(arguments.out) if arguments.out else RESULTS_DIR / "site"))
 
 
 if __name__ == "__main__":
