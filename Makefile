@@ -41,8 +41,11 @@ test-browser: $(READY) ## run the tests that drive JupyterLab in Chromium
 bench: $(READY) ## run the scripts of benchmarks/ one after another
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) "$$script" $(ARGS); done
 
-html: $(READY) ## turn the notebooks into a site
-	$(PY) -m vaeproj site $(ARGS)
+html: $(READY) ## turn the notebooks into a site that needs no network, results/site/index.html
+	rm -rf build/site
+	$(PY) -m sphinx -q -E -W --keep-going -d build/doctrees $(ARGS) docs build/site
+	rm -rf results/site
+	mv build/site results/site
 
 lint: $(READY) ## check style and format of code and notebooks
 	$(PY) -m ruff check .
