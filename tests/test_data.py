@@ -56,10 +56,7 @@ def test_pixels_are_those_of_pil(category, size):
         truth = category / "ground_truth" / f"{name}_mask.png"
         np.testing.assert_array_equal(mask, resized(truth, size, NEAREST) // 255 if truth.exists() else np.zeros_like(mask))
     assert test.gt_masks.any((1, 2)).tolist() == test.gt_labels.tolist()
-
-
-def test_images_go_to_the_device(category):
-    assert load_split(category, "test", 16, device=torch.device("meta")).images.device.type == "meta"
+    assert load_split(category, "test", size, device=torch.device("meta")).images.device.type == "meta"
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "TIF"])
@@ -116,17 +113,14 @@ def test_clean_scenes_are_read_by_name(category, refuses):
 # --- mistakes in the folder
 
 
-def test_a_missing_root_is_named(tmp_path, refuses):
-    with refuses(tmp_path / "nowhere", "--data-root"):
-        category_dir(tmp_path / "nowhere", "grid")
-
-
 @pytest.mark.parametrize(("folders", "found"), [(["rope/train/good", "mesh/train/good", "papers"], "mesh, rope"), ([], "none")])
 def test_a_missing_category_is_answered_with_those_found(tmp_path, refuses, folders, found):
+    with refuses(tmp_path / "root", "--data-root"):
+        category_dir(tmp_path / "root", "grid")
     for name in (*folders, ".partial-1-rope/train/good"):  # the last of a download that was killed
-        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / "root" / name).mkdir(parents=True)
     with refuses("'grid'", f"found: {found}."):
-        category_dir(tmp_path, "grid")
+        category_dir(tmp_path / "root", "grid")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -139,40 +133,26 @@ def test_a_folder_without_images_is_named(tmp_path, refuses, split, stray):
         load_split(tmp_path, split, 16)
 
 
-@pytest.fixture(params=["load_split", "check"])
-def read(request):
-    """The two ways to read a category's test images."""
-    return check if request.param == "check" else lambda folder: load_split(folder, "test", 16)
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_bytes(b"<html>not found</html>"),
+    "link to nowhere": lambda path: (path.unlink(), path.symlink_to("gone.png")),
+    "other size": lambda path: save(path, np.zeros((48, 40), np.uint8)),
+    "missing": Path.unlink,
+}
+IMAGE, MASK = "test/bent/004.png", "ground_truth/bent/004_mask.png"
 
 
-def test_a_missing_mask_is_named(category, refuses, read):
-    (category / "ground_truth/thread/000_mask.png").unlink()
-    with refuses(category / "test/thread/000.png", category / "ground_truth/thread/000_mask.png"):
-        read(category)
-
-
-def test_a_mask_of_another_size_is_named(category, refuses, read):
-    mask = category / "ground_truth/thread/000_mask.png"
-    save(mask, np.zeros((48, 40), np.uint8))
-    with refuses(mask, "40x48", "48x40"):
-        read(category)
-
-
-@pytest.mark.parametrize("name", ["test/bent/004.png", "ground_truth/bent/004_mask.png"])
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
-def test_an_unreadable_image_is_named(category, refuses, read, name, damage):
-    path = category / name
-    whole = path.read_bytes()
-    path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"<html>not found</html>"}[damage])
-    with refuses(path):
-        read(category)
-
-
-def test_a_link_to_nowhere_is_named(category, refuses, read):
-    (category / "test/bent/004.png").unlink()
-    (category / "test/bent/004.png").symlink_to(category / "gone.png")
-    with refuses(category / "test/bent/004.png"):
-        read(category)
+@pytest.mark.parametrize(
+    ("damage", "name", "words"),
+    [(damage, name, []) for damage in list(DAMAGE)[:4] for name in (IMAGE, MASK)]
+    + [("other size", MASK, ["40x48", "48x40"]), ("missing", MASK, [IMAGE])],
+)
+def test_a_damaged_file_is_named(category, refuses, damage, name, words):
+    DAMAGE[damage](category / name)
+    with refuses(category / name, *words):
+        check(category)
 
 
 def test_grey_and_colour_in_one_split_are_refused(category, refuses):
@@ -205,15 +185,16 @@ def decoded(monkeypatch):
 
 
 def test_nothing_is_decoded_twice(category, tmp_path, decoded):
-    first = load_split(category, "test", 16, cache=tmp_path / "cache")
-    assert len(decoded) == 5 + 3  # images and masks
-    second = load_split(category, "test", 16, cache=tmp_path / "cache")
-    assert len(decoded) == 5 + 3
-    assert_same(first, load_split(category, "test", 16))
-    assert_same(second, first)
-    kept = tmp_path / "cache" / f"{first.digest[:16]}-16"
-    np.testing.assert_array_equal(np.load(kept / "images.npy"), first.images)
-    np.testing.assert_array_equal(np.load(kept / "masks.npy"), first.gt_masks)
+    wanted = [("train", 16), ("test", 16), ("train", 24)]
+    first = [load_split(category, split, size, cache=tmp_path / "cache") for split, size in wanted]
+    again = [load_split(category, split, size, cache=tmp_path / "cache") for split, size in wanted]
+    assert len(decoded) == 3 + (5 + 3) + 3  # images and masks
+    for (split, size), one, other in zip(wanted, first, again, strict=True):
+        assert_same(one, load_split(category, split, size))
+        assert_same(other, one)
+        kept = tmp_path / "cache" / f"{one.digest[:16]}-{size}"
+        np.testing.assert_array_equal(np.load(kept / "images.npy"), one.images)
+        np.testing.assert_array_equal(np.load(kept / "masks.npy"), one.gt_masks)
 
 
 def test_another_way_to_decode_is_another_digest(category, tmp_path, decoded, monkeypatch):
@@ -222,12 +203,6 @@ def test_another_way_to_decode_is_another_digest(category, tmp_path, decoded, mo
     after = load_split(category, "train", 16, cache=tmp_path)
     assert after.digest != before.digest
     assert len(decoded) == 2 * 3
-
-
-def test_another_size_and_another_split_have_their_own_pixels(category, tmp_path):
-    splits = [("train", 16), ("test", 16), ("train", 24)]
-    for split, size in splits * 2:
-        assert_same(load_split(category, split, size, cache=tmp_path / "cache"), load_split(category, split, size))
 
 
 @pytest.mark.parametrize("name", ["test/bent/003.png", "ground_truth/bent/003_mask.png"])
