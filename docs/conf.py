@@ -21,8 +21,8 @@ def setup(app: Sphinx) -> None:
 
 
 def edit(app: Sphinx, page: str, source: list[str]) -> None:
-    """Leave suffixes out of links to pages, because Sphinx loses a file behind a symbolic link; leave out nbval's marks."""
-    source[0] = re.sub(r"\]\(([\w./-]+)\.(?:ipynb|md)\)", r"](\1)", source[0]).replace('"# NBVAL_CHECK_OUTPUT\\n",', "")
+    """Leave suffixes out of links to pages, because Sphinx loses a file behind a symbolic link."""
+    source[0] = re.sub(r"\]\(([\w./-]+)\.(?:ipynb|md)\)", r"](\1)", source[0])
 
 
 def describe(app: Sphinx, page: nodes.document) -> None:

@@ -8,33 +8,29 @@ import sys
 import nbformat
 import papermill
 import pytest
-from vaeproj.runner import NOTEBOOK_DIR, Request
 
+from vaeproj.cli.runner import NOTEBOOK_DIR
 from vaeproj.config import PROJECT_ROOT
+from vaeproj.workspace import Request
 
 NOTEBOOKS = sorted(NOTEBOOK_DIR.glob("[0-9][0-9]_*.ipynb"))
-MARK = "# NBVAL_CHECK_OUTPUT"
+EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def read(path):
     return nbformat.read(path, as_version=4)
 
 
+def tagged(notebook, tag):
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+
+
 def nbval(path):
     """Run a notebook and compare its marked cells, in a pytest of its own."""
-    options = [
-        "--nbval-lax",
-        "--nbval-current-env",
-        "--nbval-cell-timeout=300",
-        "-q",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:cacheprovider",
-    ]
+    options = "--nbval-lax --nbval-current-env --nbval-cell-timeout=300 -q -p no:xdist -p no:cacheprovider -c /dev/null"
     # One thread: beside another test process, two threads that wait for each other are many times slower than one.
     return subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "--rootdir", str(path.parent), "-c", "/dev/null", str(path)],
+        [sys.executable, "-m", "pytest", *options.split(), "--rootdir", str(path.parent), str(path)],
         capture_output=True,
         text=True,
         cwd=PROJECT_ROOT,
@@ -42,7 +38,7 @@ def nbval(path):
     )
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@EACH
 def test_runs_with_preset_ci_and_marked_cells_agree(path, tmp_path):
     prepared = tmp_path / path.name
     parameters = Request(preset="ci", device="cpu").parameters(tmp_path / "out")
@@ -51,11 +47,11 @@ def test_runs_with_preset_ci_and_marked_cells_agree(path, tmp_path):
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@EACH
 def test_is_committed_in_good_order(path):
     notebook = read(path)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [c.metadata.get("tags") for c in code].count(["parameters"]) == 1
+    assert len(tagged(notebook, "parameters")) == 1
     for cell in code:
         assert len(cell.source.splitlines()) <= 25, cell.source
         assert cell.execution_count is not None, f"not executed: {cell.source}"
@@ -70,18 +66,29 @@ def test_is_committed_in_good_order(path):
     assert text.count("*Hint:*") >= 3
 
 
-def test_parameters_are_typed_and_commented():
-    for path in NOTEBOOKS:
-        inspected = papermill.inspect_notebook(str(path))
-        assert set(inspected) == set(Request().parameters(NOTEBOOK_DIR))
-        for name, entry in inspected.items():
-            assert entry["inferred_type_name"] == "str", (path, name)
-            assert entry["help"], (path, name)
+@EACH
+def test_parameters_are_typed_and_commented(path):
+    inspected = papermill.inspect_notebook(str(path))
+    assert set(inspected) == set(Request().parameters(NOTEBOOK_DIR))
+    assert {entry["inferred_type_name"] for entry in inspected.values()} == {"str"}
+    assert all(entry["help"] for entry in inspected.values())
+
+
+@EACH
+def test_without_a_clone_the_cell_that_installs_ends_in_one_sentence(path, tmp_path):
+    """In a Python without site-packages: the package is not there, nor a pyproject.toml in the folder or above it."""
+    (cell,) = (cell for cell in tagged(read(path), "remove-cell") if "find_spec" in cell.source)
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", cell.source], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(r"[^.\n]* clone the repository [^.\n]*\.\n", done.stderr)
 
 
 def test_no_function_is_defined_in_two_places():
-    names = [name for path in NOTEBOOKS for cell in read(path).cells for name in re.findall(r"^def (\w+)", cell.source, re.M)]
-    package = [name for p in (PROJECT_ROOT / "vaeproj").glob("*.py") for name in re.findall(r"^def (\w+)", p.read_text(), re.M)]
+    def defined(sources):
+        return [name for source in sources for name in re.findall(r"^def (\w+)", source, re.M)]
+
+    names = defined(cell.source for path in NOTEBOOKS for cell in read(path).cells)
+    package = defined(path.read_text() for path in (PROJECT_ROOT / "vaeproj").rglob("*.py"))
     assert len(names) == len(set(names))
     assert not set(names) & set(package)
 
@@ -89,7 +96,7 @@ def test_no_function_is_defined_in_two_places():
 def test_a_changed_marked_output_is_noticed(tmp_path):
     """The comparison itself can fail: the same notebook with one marked output altered does."""
     notebook = read(NOTEBOOKS[0])
-    marked = next(cell for cell in notebook.cells if cell.source.startswith(MARK))
+    marked = tagged(notebook, "nbval-check-output")[0]
     marked.outputs[0].text = marked.outputs[0].text.replace("49", "50")
     notebook.cells = [cell for cell in notebook.cells if cell is marked or "vaeproj.crops" in cell.source]
     notebook.cells[0].source = "import torch\nfrom vaeproj.crops import tile, untile"

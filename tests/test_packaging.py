@@ -58,10 +58,45 @@ def test_environment_takes_python_and_pip_from_conda_forge_alone(name):
     assert [c.name for c in conda] == ["python", "pip"]
 
 
-def test_environment_is_in_step_with_pyproject():
+@pytest.mark.parametrize("lock", [None, "vaeproj==0"])
+def test_pip_takes_the_section_of_the_environment_and_holds_to_the_lock(tmp_path, lock):
+    """Conda and mamba write the section to a file beside environment.yml and run pip there; here in a copy of the checkout."""
     conda_python, _, pip = yaml.safe_load((PROJECT_ROOT / "environment.yml").read_text())["dependencies"]
     assert conda_python == "python" + PROJECT["requires-python"]
-    assert pip == {"pip": ["-e .[dev]"]}
+    for path in tracked_files():
+        (tmp_path / path.relative_to(PROJECT_ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / path.relative_to(PROJECT_ROOT))
+    (tmp_path / "section.txt").write_text("\n".join(pip["pip"]))
+    if lock:
+        (tmp_path / "requirements.lock").write_text(lock)
+    offline = ["--dry-run", "--no-deps", "--no-build-isolation", "--no-index", "--report", "report.json"]
+    command = [sys.executable, "-m", "pip", "install", *offline, "-r", "section.txt"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    if lock:
+        assert done.returncode and "vaeproj" in done.stderr
+        return
+    assert not done.returncode, done.stderr
+    (installed,) = json.loads((tmp_path / "report.json").read_text())["install"]
+    assert installed["requested_extras"] == ["dev"]
+    assert installed["download_info"]["dir_info"] == {"editable": True}
+    assert "extra" not in done.stderr  # pip only warns of an extra that there is not
+
+
+def test_binder_holds_to_the_lock(tmp_path):
+    """It runs postBuild in the folder of the repository."""
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    said = subprocess.check_output(["bash", "binder/postBuild"], cwd=PROJECT_ROOT, env=environment, text=True)
+    torch, project = map(str.split, said.splitlines())
+    assert torch[-2:] == [str(read_lock()[name][0]) for name in ("torch", "torchvision")]
+    assert (PROJECT_ROOT / project[project.index("--constraint") + 1]).is_file()
+
+
+def test_every_folder_of_the_package_is_installed():
+    folders = {p.parent.relative_to(PROJECT_ROOT) for p in (PROJECT_ROOT / "vaeproj").rglob("*.py")}
+    packages = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert sorted(packages) == sorted(".".join(folder.parts) for folder in folders)
 
 
 @pytest.mark.parametrize("dependency", [*RUNTIME, *DEV], ids=lambda d: d.name)
@@ -112,7 +147,7 @@ def test_every_import_is_a_declared_dependency(folder, declared):
     names = {canonicalize_name(d.name) for d in declared}
     providers = packages_distributions()
     ours = {"vaeproj", *(p.stem for p in (PROJECT_ROOT / folder).glob("*.py"))}
-    sources = {p: p.read_text() for p in (PROJECT_ROOT / folder).glob("*.py")}
+    sources = {p: p.read_text() for p in (PROJECT_ROOT / folder).rglob("*.py")}
     sources |= {p: notebook_code(p.read_text()) for p in (PROJECT_ROOT / folder).glob("*.ipynb")}
     for path, source in sources.items():
         for module in {m.split(".")[0] for m in imported_modules(source)} - sys.stdlib_module_names - ours:

@@ -1,6 +1,7 @@
-"""The README's table of hyper-parameters is the one that vaeproj/config.py declares."""
+"""The README's table of hyper-parameters is the one that vaeproj/config.py declares, and its links lead somewhere."""
 
 import dataclasses
+import re
 
 from vaeproj.config import PROJECT_ROOT, Config
 
@@ -28,3 +29,8 @@ def table():
 def test_hyper_parameters_are_in_step():
     readme = (PROJECT_ROOT / "README.md").read_text()
     assert table() in readme, f"replace the table between the markers by:\n{table()}"
+
+
+def test_links():
+    links = re.findall(r"\]\(([^)#\s]+)", (PROJECT_ROOT / "README.md").read_text())
+    assert [link for link in links if "://" not in link and not (PROJECT_ROOT / link).exists()] == []

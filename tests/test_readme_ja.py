@@ -2,20 +2,20 @@
 
 import ast
 import dataclasses
-import importlib
 import json
+import pkgutil
 import re
 import shlex
 
 import pytest
-from vaeproj.article import BUGS
 
-from vaeproj.__main__ import _parser
+from vaeproj.cli.commands import parser
 from vaeproj.config import PRESETS, PROJECT_ROOT, Config, parse_settings
+from vaeproj.studies.article import BUGS
 
 README = (PROJECT_ROOT / "README.ja.md").read_text(encoding="utf-8")
 LINKS = sorted({link for link in re.findall(r"\]\(([^)\s]+)\)", README) if "://" not in link})
-NAMES = sorted(set(re.findall(r"`vaeproj((?:\.\w+)+)`", README)))
+NAMES = sorted(set(re.findall(r"`(vaeproj(?:\.\w+)+)`", README)))
 HEADINGS = sorted(
     {
         (notebook, heading)
@@ -25,15 +25,6 @@ HEADINGS = sorted(
 )
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [line.partition("#")[0].strip() for language, block in BLOCKS if not language for line in block.splitlines()]
-
-
-def resolve(dotted):
-    """The module, class, function or method behind ``.module.name``; AttributeError where there is none."""
-    module, *attributes = dotted.strip(".").split(".")
-    found = importlib.import_module(f"vaeproj.{module}")
-    for attribute in attributes:
-        found = getattr(found, attribute)
-    return found
 
 
 def anchor(heading):
@@ -52,7 +43,7 @@ def test_link(link):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_name(name):
-    assert resolve(name) is not None
+    assert pkgutil.resolve_name(name) is not None
 
 
 @pytest.mark.parametrize(("notebook", "heading"), HEADINGS)
@@ -70,7 +61,7 @@ def test_command(command):
         assert words[1] in targets
         words = ["python", "-m", "vaeproj", "run", *shlex.split("".join(words[2:]).removeprefix("ARGS="))]
     assert words[:3] == ["python", "-m", "vaeproj"]
-    arguments = _parser().parse_args(words[3:])
+    arguments = parser().parse_args(words[3:])
     if words[3] == "run":
         Config.from_preset(arguments.preset, " ".join(arguments.settings))
 
@@ -81,7 +72,7 @@ def test_python_imports_what_exists():
     assert imports
     for node in imports:
         for alias in node.names:
-            resolve(f"{node.module.removeprefix('vaeproj')}.{alias.name}")
+            pkgutil.resolve_name(f"{node.module}:{alias.name}")
 
 
 def test_recipe_is_the_preset():

@@ -1,46 +1,77 @@
-"""What every notebook starts from: mistakes in the data are told before they do harm."""
+"""What every notebook starts from: data are read at once, their mistakes told before they do harm, and kept in one place."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from PIL import Image
 
-from vaeproj.workspace import Workspace
+from vaeproj.workspace import Request
 
 
-@pytest.fixture
-def ws(category, tmp_path):
-    return Workspace.open(
-        "ci", "image_size=32 crop_size=16 stride=8", str(category.parent), "mesh", "cpu", str(tmp_path / "out")
+def test_everything_is_read_at_open(open_ws, category):
+    ws = open_ws()
+    shutil.rmtree(category)
+    assert ws.train.images.shape == (3, 1, 32, 32)
+    assert ws.defect_names() == ["bent/003", "thread/000"]
+    assert ws.defect_names(each=2) == ["bent/003", "bent/004", "thread/000"]
+    crops, masks, corners = ws.crops_at(["bent/004"])
+    (top, left), i = corners[0], ws.test.index("bent/004")
+    torch.testing.assert_close(crops[0] * 255, ws.test.images[i, :, top : top + 16, left : left + 16].float())
+    assert masks[0].sum() == ws.test.gt_masks[i].sum()  # the whole defect, which is smaller than a crop
+
+
+def test_what_is_made_once_lies_in_the_kept_folder(open_ws, tmp_path):
+    ws = open_ws("steps=1 batch_size=2")
+    assert ws.checkpoint.parent == tmp_path / "kept/checkpoints"
+    assert sorted(p.name.rpartition("-")[0] for p in (tmp_path / "kept/decoded").iterdir()) == sorted(
+        split.digest[:16] for split in (ws.train, ws.test)
     )
+    stamp = ws.checkpoint.stat().st_mtime_ns
+    assert open_ws("steps=1 batch_size=2").checkpoint.stat().st_mtime_ns == stamp
 
 
-def test_other_hyper_parameters_keep_the_data(ws):
-    train = ws.train
+def test_other_hyper_parameters_keep_the_data(open_ws):
+    ws = open_ws()
     other = ws.reconfigured(alpha=2.0)
-    assert other.config.alpha == 2.0
-    assert other.train is train
+    assert (other.config.alpha, other.fingerprint == ws.fingerprint) == (2.0, False)
+    assert other.train is ws.train
+    assert other.test is ws.test
 
 
-def test_another_image_size_is_other_data(ws, refuses):
-    with refuses("image_size"):
-        ws.reconfigured(image_size=64)
+@pytest.mark.parametrize("change", [{"image_size": 64}, {"synthgrid_size": 512}, {"synthgrid_fraction": 0.5}])
+def test_what_the_data_are_made_of_stays(open_ws, refuses, change):
+    with refuses(*change, "open another workspace"):
+        open_ws().reconfigured(**change)
 
 
-def test_a_test_set_without_defects_is_named(ws, refuses):
-    with refuses("holds no image with a defect"):
-        ws.crops_at([])
-
-
-def test_colour_here_and_grey_there_is_refused(ws, category, refuses):
-    for path in (category / "test").glob("*/*.png"):
-        Image.open(path).convert("RGB" if ws.train.images.shape[1] == 1 else "L").save(path)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_colour_here_and_grey_there_is_refused(open_ws, category, refuses, split):
+    for path in (category / split).glob("*/[0-9]*.png"):
+        if path.is_file():
+            Image.open(path).convert("RGB").save(path)
     with refuses("channels", category):
-        _ = ws.test
+        open_ws()
 
 
-def test_metrics_are_laid_over_older_ones(ws):
+def test_a_test_set_without_defects_is_named(open_ws, refuses):
+    with refuses("holds no image with a defect"):
+        open_ws().crops_at([])
+
+
+def test_metrics_are_laid_over_older_ones(open_ws):
+    ws = open_ws()
     ws.record(a=1, b=float("nan"))
     ws.record(a=2, c={"d": 3})
     assert json.loads((ws.out / "metrics.json").read_text()) == {"a": 2, "b": None, "c": {"d": 3}}
     assert [path.name for path in ws.out.iterdir()] == ["metrics.json"]
+
+
+def test_parameters_are_free_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = Request("ci", "alpha=1", "data", "mesh", "cpu", "run")
+    assert asked.parameters(asked.folder("ci")) == {
+        "preset": "ci", "settings": "alpha=1", "data_root": f"{tmp_path}/data", "category": "mesh", "device": "cpu",
+        "out": f"{tmp_path}/run",
+    }  # fmt: skip

@@ -71,7 +71,7 @@ def category_dir(data_root: Path, category: str) -> Path:
     """
     if not data_root.is_dir():
         raise UserError(f"The data root {data_root} is not a folder: pass --data-root a folder that holds category folders.")
-    found = sorted(p.name for p in data_root.iterdir() if (p / "train" / "good").is_dir())
+    found = sorted(p.name for p in data_root.glob("[!.]*") if (p / "train" / "good").is_dir())
     if category not in found:
         listed = ", ".join(found) if found else "none"
         raise UserError(f"{data_root} has no category '{category}' with a train/good folder; categories found: {listed}.")
@@ -168,7 +168,7 @@ def _read(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read ({error.strerror}): replace or remove the file.") from error
 
 
-def _open(path: Path, data: bytes, modes: str = "") -> Image.Image:
+def _open(path: Path, data: bytes, modes: str | tuple[str, ...] = "") -> Image.Image:
     """The picture, decoded if its mode starts with ``modes``; of others the header alone is read."""
     try:
         image = Image.open(io.BytesIO(data))
@@ -181,8 +181,10 @@ def _open(path: Path, data: bytes, modes: str = "") -> Image.Image:
 
 def _bits(path: Path, data: bytes) -> int:
     """How many bits a picture's levels take: cameras of 12 bits store theirs in files of 16."""
-    image = _open(path, data, "I")
-    top = int(np.asarray(image).max()) if image.mode.startswith("I") else 0
+    image = _open(path, data, ("I", "F"))
+    top = np.asarray(image).max() if image.mode.startswith(("I", "F")) else 0
+    if image.mode == "F" or top >= 1 << BIT_DEPTHS[-1]:
+        raise UserError(f"{path} has levels up to {top}, which are not those of 8 or 16 bits: convert or remove the file.")
     return next(bits for bits in BIT_DEPTHS if top < 1 << bits)
 
 

@@ -11,7 +11,7 @@ from ..config import PRESETS, RESULTS_DIR, UserError
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; a user's mistake ends in one sentence on stderr and exit code 2."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         arguments.command(arguments)
     except UserError as error:
@@ -26,9 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vaeproj", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="run|data|figures|publish")
+def parser() -> argparse.ArgumentParser:
+    """Every command and option."""
+    whole = argparse.ArgumentParser(prog="vaeproj", description=__doc__)
+    commands = whole.add_subparsers(required=True, metavar="run|data|figures|publish")
 
     run = commands.add_parser("run", help="execute notebooks into results/<preset>/")
     run.add_argument("notebooks", nargs="*", metavar="01", help="numbers or names of notebooks (default: 01 to 05)")
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("names", nargs="*", metavar="NAME", help="default: every figure the run has")
     figures.add_argument("--run", default="", metavar="DIR", help="run folder (default: results/quick)")
     figures.set_defaults(command=_figures)
-    return parser
+    return whole
 
 
 # Imports of torch and matplotlib wait until a command needs them, so that --help and mistakes answer at once.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def run(names: tuple[str, ...], request: Request, *, notebook_dir: Path = NOTEBO
     """
     paths = [find_notebook(name, notebook_dir) for name in names]
     for path in paths:  # papermill only warns of a parameter that the notebook does not have
-        if missing := set(request.parameters(Path())) - set(papermill.inspect_notebook(str(path))):
+        if missing := set(request.parameters(Path())) - set(_own_parameters(path)):
             raise UserError(f"{path.name} has no parameter {', '.join(sorted(missing))} in its parameters cell: add it there.")
     folder = request.folder(request.preset)
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
@@ -69,15 +70,17 @@ def publish(folder: Path, notebook_dir: Path = NOTEBOOK_DIR) -> list[Path]:
     """Take the outputs of a finished run into the project's own notebooks, so that they show what the run saw.
 
     Raises:
-        UserError: a folder without executed notebooks, a run of notebooks that have changed since, or with other parameters
-            than a notebook's own cell names.
+        UserError: a folder without executed notebooks, a run of notebooks that have changed since, of an older version, or
+            with other parameters than a notebook's own cell names.
     """
     published = {}
     for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
         executed, own = nbformat.read(path, as_version=4), nbformat.read(find_notebook(path.stem, notebook_dir), as_version=4)
-        made = json.loads((folder / MANIFEST).read_text())["notebooks"][path.stem]["parameters"]
-        for name, entry in papermill.inspect_notebook(str(notebook_dir / path.name)).items():
-            usual = entry["default"].strip("\"'")
+        try:
+            made = json.loads((folder / MANIFEST).read_text())["notebooks"][path.stem]["parameters"]
+        except (FileNotFoundError, ValueError, KeyError) as error:
+            raise UserError(f"{folder / MANIFEST} does not say how {path.name} was run: run it again, then publish.") from error
+        for name, usual in _own_parameters(notebook_dir / path.name).items():
             if made.get(name, usual) != usual:
                 raise UserError(f"{path} is a run with {name} = {made[name]!r}, not {usual!r} as {path.name} says: run it so.")
         executed.cells = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
@@ -105,6 +108,13 @@ def find_notebook(name: str, notebook_dir: Path = NOTEBOOK_DIR) -> Path:
     if not matches:
         raise UserError(f"There is no notebook '{name}'; there are {', '.join(path.stem for path in known)}.")
     return matches[0]
+
+
+def _own_parameters(path: Path) -> dict[str, str]:
+    """The names and values in a notebook's parameters cell. Papermill's reader skips a line with a second =, as in settings."""
+    cells = nbformat.read(path, as_version=4).cells
+    source = "\n".join(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    return dict(re.findall(r"^(\w+)[^=\n]*= *[\"'](.*?)[\"']", source, re.MULTILINE))
 
 
 def _manifest(ws: Workspace) -> dict[str, Any]:

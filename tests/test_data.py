@@ -1,0 +1,242 @@
+"""The data folder is read as it lies there, its mistakes are named, and decoded pixels are kept until a file changes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+
+from vaeproj import data
+from vaeproj.data import Split, category_dir, check, load_clean, load_split
+
+BILINEAR, NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def resized(pixels: np.ndarray | Path, size: int, by: Image.Resampling = BILINEAR) -> np.ndarray:
+    image = Image.open(pixels) if isinstance(pixels, Path) else Image.fromarray(pixels)
+    return np.asarray(image.resize((size, size), by))
+
+
+def invert(path: Path) -> None:
+    save(path, 255 - np.asarray(Image.open(path)))
+
+
+def assert_same(a: Split, b: Split) -> None:
+    np.testing.assert_array_equal(a.images, b.images)
+    np.testing.assert_array_equal(a.gt_masks, b.gt_masks)
+    assert (a.defects, a.names, a.digest) == (b.defects, b.names, b.digest)
+
+
+# --- reading
+
+
+def test_names_and_order_are_those_of_the_files(category, refuses):
+    train, test = (load_split(category, split, 16) for split in ("train", "test"))
+    assert train.names == ["good/000", "good/002", "good/010"]
+    assert test.names == ["bent/003", "bent/004", "good/001", "good/007", "thread/000"]
+    assert test.defects == ["bent", "bent", "good", "good", "thread"]
+    assert test.gt_labels.tolist() == [True, True, False, False, True]
+    assert test.index("good/007") == 3
+    with refuses("'bent/000'", "bent/003"):
+        test.index("bent/000")
+
+
+@pytest.mark.parametrize("size", [16, 40, 64])
+def test_pixels_are_those_of_pil(category, size):
+    test = load_split(category, "test", size)
+    assert (test.images.shape, test.images.dtype, test.gt_masks.dtype) == ((5, 1, size, size), torch.uint8, np.uint8)
+    for name, image, mask in zip(test.names, test.images, test.gt_masks, strict=True):
+        np.testing.assert_array_equal(image[0], resized(category / "test" / f"{name}.png", size))
+        truth = category / "ground_truth" / f"{name}_mask.png"
+        np.testing.assert_array_equal(mask, resized(truth, size, NEAREST) // 255 if truth.exists() else np.zeros_like(mask))
+    assert test.gt_masks.any((1, 2)).tolist() == test.gt_labels.tolist()
+    assert load_split(category, "test", size, device=torch.device("meta")).images.device.type == "meta"
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "TIF"])
+def test_colour_comes_channels_first(tmp_path, suffix):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    save(tmp_path / f"tiles/train/good/000.{suffix}", pixels)
+    split = load_split(tmp_path / "tiles", "train", 16)
+    np.testing.assert_array_equal(split.images[0], resized(pixels, 16).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize(
+    ("brightest", "divisor"),
+    [(0, 1), (255, 1), (256, 4), (1023, 4), (1024, 16), (4095, 16), (4096, 64), (16383, 64), (16384, 256), (65535, 256)],
+)
+def test_files_of_sixteen_bits_are_scaled_by_the_depth_of_the_brightest(tmp_path, suffix, brightest, divisor):
+    """Of 8, 10, 12, 14 or 16 bits; a dark picture stays dark among bright ones, one of 8 bits is taken as it is."""
+    rng = np.random.default_rng(0)
+    bright, dark = (rng.integers(0, top + 1, (16, 16), dtype=np.uint16) for top in (brightest, brightest // 8))
+    bright[3, 5] = brightest
+    eight = rng.integers(0, 256, (16, 16), dtype=np.uint8)
+    for name, pixels in (("000", dark), ("001", bright), ("002", eight)):
+        save(tmp_path / f"train/good/{name}.{suffix}", pixels)
+    images = load_split(tmp_path, "train", 16).images[:, 0]
+    np.testing.assert_array_equal(images, [dark // divisor, bright // divisor, eight])
+
+
+def test_the_digest_follows_every_byte_and_nothing_else(category):
+    before, other_size = ([load_split(category, split, size).digest for split in ("train", "test")] for size in (16, 32))
+    invert(category / "ground_truth/bent/003_mask.png")
+    after = [load_split(category, split, 16).digest for split in ("train", "test")]
+    assert before == other_size
+    assert (after[0] == before[0], after[1] == before[1]) == (True, False)
+
+
+def test_check_counts_by_folder(category):
+    assert check(category) == {
+        "train/good": 3, "test/good": 2, "test/bent": 2, "test/thread": 1, "ground_truth/bent": 2, "ground_truth/thread": 1,
+    }  # fmt: skip
+
+
+def test_clean_scenes_are_read_by_name(category, refuses):
+    with refuses("clean"):
+        load_clean(category, ["bent/003"], 16)
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 48), dtype=np.uint8)
+    save(category / "clean/bent/003.png", pixels)
+    clean = load_clean(category, ["bent/003"], 16)
+    assert clean.dtype == torch.uint8
+    np.testing.assert_array_equal(clean, resized(pixels, 16)[None, None])
+    with refuses("bent/004.png"):
+        load_clean(category, ["bent/004"], 16)
+
+
+# --- mistakes in the folder
+
+
+@pytest.mark.parametrize(("folders", "found"), [(["rope/train/good", "mesh/train/good", "papers"], "mesh, rope"), ([], "none")])
+def test_a_missing_category_is_answered_with_those_found(tmp_path, refuses, folders, found):
+    with refuses(tmp_path / "root", "--data-root"):
+        category_dir(tmp_path / "root", "grid")
+    for name in (*folders, ".partial-1-rope/train/good"):  # the last of a download that was killed
+        (tmp_path / "root" / name).mkdir(parents=True)
+    with refuses("'grid'", f"found: {found}."):
+        category_dir(tmp_path / "root", "grid")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("stray", [True, False])
+def test_a_folder_without_images_is_named(tmp_path, refuses, split, stray):
+    if stray:
+        (tmp_path / split / "good").mkdir(parents=True)
+        (tmp_path / split / "good/Thumbs.db").write_bytes(b"")
+    with refuses(tmp_path / split):
+        load_split(tmp_path, split, 16)
+
+
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_bytes(b"<html>not found</html>"),
+    "link to nowhere": lambda path: (path.unlink(), path.symlink_to("gone.png")),
+    "other size": lambda path: save(path, np.zeros((48, 40), np.uint8)),
+    "missing": Path.unlink,
+}
+IMAGE, MASK = "test/bent/004.png", "ground_truth/bent/004_mask.png"
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "words"),
+    [(damage, name, []) for damage in list(DAMAGE)[:4] for name in (IMAGE, MASK)]
+    + [("other size", MASK, ["40x48", "48x40"]), ("missing", MASK, [IMAGE])],
+)
+def test_a_damaged_file_is_named(category, refuses, damage, name, words):
+    DAMAGE[damage](category / name)
+    with refuses(category / name, *words):
+        check(category)
+
+
+def test_grey_and_colour_in_one_split_are_refused(category, refuses):
+    save(category / "train/good/011.png", np.zeros((40, 48, 3), np.uint8))
+    with refuses(category / "train/good/011.png", "channels"):
+        load_split(category, "train", 16)
+
+
+@pytest.mark.parametrize("level", [np.int32(2**16), np.float32(0.5)])
+def test_levels_that_are_not_of_sixteen_bits_are_refused(tmp_path, refuses, level):
+    save(tmp_path / "train/good/000.tif", np.full((16, 16), level))
+    with refuses(tmp_path / "train/good/000.tif", f"up to {level},"):
+        load_split(tmp_path, "train", 16)
+
+
+# --- the cache of decoded pixels
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Grows by one with every picture that PIL decodes."""
+    done, real = [], PngImagePlugin.PngImageFile.load_end
+
+    def load_end(image):
+        done.append(image.size)
+        real(image)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_end", load_end)
+    return done
+
+
+def test_nothing_is_decoded_twice(category, tmp_path, decoded):
+    wanted = [("train", 16), ("test", 16), ("train", 24)]
+    first = [load_split(category, split, size, cache=tmp_path / "cache") for split, size in wanted]
+    again = [load_split(category, split, size, cache=tmp_path / "cache") for split, size in wanted]
+    assert len(decoded) == 3 + (5 + 3) + 3  # images and masks
+    for (split, size), one, other in zip(wanted, first, again, strict=True):
+        assert_same(one, load_split(category, split, size))
+        assert_same(other, one)
+        kept = tmp_path / "cache" / f"{one.digest[:16]}-{size}"
+        np.testing.assert_array_equal(np.load(kept / "images.npy"), one.images)
+        np.testing.assert_array_equal(np.load(kept / "masks.npy"), one.gt_masks)
+
+
+def test_another_way_to_decode_is_another_digest(category, tmp_path, decoded, monkeypatch):
+    before = load_split(category, "train", 16, cache=tmp_path)
+    monkeypatch.setattr(data, "DECODING_VERSION", data.DECODING_VERSION + 1)
+    after = load_split(category, "train", 16, cache=tmp_path)
+    assert after.digest != before.digest
+    assert len(decoded) == 2 * 3
+
+
+@pytest.mark.parametrize("name", ["test/bent/003.png", "ground_truth/bent/003_mask.png"])
+def test_a_changed_file_gives_new_pixels(category, tmp_path, name):
+    before = load_split(category, "test", 16, cache=tmp_path)
+    invert(category / name)
+    after = load_split(category, "test", 16, cache=tmp_path)
+    assert_same(after, load_split(category, "test", 16))
+    changed = (bool((before.images != after.images).any()), (before.gt_masks != after.gt_masks).any())
+    assert changed == (name.startswith("test"), name.startswith("ground_truth"))
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+@pytest.mark.parametrize("length", [0, 5, 60, 128, -1])
+def test_a_cache_file_cut_short_is_decoded_anew(category, tmp_path, kind, length):
+    split = load_split(category, "test", 16, cache=tmp_path / "cache")
+    (path,) = (tmp_path / "cache").glob(f"*/{kind}.npy")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:length])
+    assert_same(load_split(category, "test", 16, cache=tmp_path / "cache"), split)
+    assert path.read_bytes() == whole
+
+
+# --- the real thing
+
+
+def test_the_real_grid_reads(mvtec_root, tmp_path):
+    folder = category_dir(mvtec_root, "grid")
+    counts = check(folder)
+    files = [p for p in folder.rglob("*.png") if "ground_truth" not in p.parts]
+    assert sum(n for key, n in counts.items() if not key.startswith("ground_truth")) == len(files)
+    for split in ("train", "test"):
+        read = load_split(folder, split, 64, cache=tmp_path)
+        assert read.images.shape == (sum(n for key, n in counts.items() if key.startswith(split)), 1, 64, 64)
+        np.testing.assert_array_equal(read.images[-1, 0], resized(folder / split / f"{read.names[-1]}.png", 64))
+        assert read.images.float().std() > 20  # a picture, not a flat field
+        assert (read.gt_masks.any((1, 2)) <= read.gt_labels).all()
