@@ -192,9 +192,9 @@ def test_nothing_is_decoded_twice(category, tmp_path, decoded):
     for (split, size), one, other in zip(wanted, first, again, strict=True):
         assert_same(one, load_split(category, split, size))
         assert_same(other, one)
-        kept = tmp_path / "cache" / f"{one.digest[:16]}-{size}"
-        np.testing.assert_array_equal(np.load(kept / "images.npy"), one.images)
-        np.testing.assert_array_equal(np.load(kept / "masks.npy"), one.gt_masks)
+        kept = np.load(tmp_path / "cache" / f"{one.digest[:16]}-{size}.npz")
+        np.testing.assert_array_equal(kept["images"], one.images)
+        np.testing.assert_array_equal(kept["masks"], one.gt_masks)
 
 
 def test_another_way_to_decode_is_another_digest(category, tmp_path, decoded, monkeypatch):
@@ -215,15 +215,14 @@ def test_a_changed_file_gives_new_pixels(category, tmp_path, name):
     assert changed == (name.startswith("test"), name.startswith("ground_truth"))
 
 
-@pytest.mark.parametrize("kind", ["images", "masks"])
-@pytest.mark.parametrize("length", [0, 5, 60, 128, -1])
-def test_a_cache_file_cut_short_is_decoded_anew(category, tmp_path, kind, length):
+@pytest.mark.parametrize("length", [0, 5, 60, 1000, -1])
+def test_a_cache_file_cut_short_is_decoded_anew(category, tmp_path, length):
     split = load_split(category, "test", 16, cache=tmp_path / "cache")
-    (path,) = (tmp_path / "cache").glob(f"*/{kind}.npy")
+    (path,) = (tmp_path / "cache").iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:length])
     assert_same(load_split(category, "test", 16, cache=tmp_path / "cache"), split)
-    assert path.read_bytes() == whole
+    assert len(path.read_bytes()) == len(whole)
 
 
 # --- the real thing

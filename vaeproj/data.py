@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from .config import UserError
-from .files import written_whole
+from .files import kept_arrays
 
 DECODING_VERSION = 2  # raise when a file's pixels come out otherwise: it is part of every digest
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
@@ -57,9 +57,7 @@ class Split:
     def index(self, name: str) -> int:
         """Position of an image by its name, such as ``bent/003``."""
         if name not in self.names:
-            raise UserError(
-                f"There is no image '{name}' in this split; the names run from {self.names[0]} to {self.names[-1]}."
-            )
+            raise UserError(f"There is no image '{name}' here; the names run from {self.names[0]} to {self.names[-1]}.")
         return self.names.index(name)
 
 
@@ -96,19 +94,15 @@ def load_split(folder: Path, split: str, size: int, *, device: torch.device = CP
     """
     items = [(path, _mask_path(folder, path)) for path in _image_paths(folder, split)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL and hashlib release the interpreter lock
-        raw = list(pool.map(lambda item: tuple(b"" if path is None else _read(path) for path in item), items))
+        raw = list(pool.map(lambda item: [b"" if path is None else _read(path) for path in item], items))
         total = hashlib.sha256(f"decoding {DECODING_VERSION}".encode())
         for part in pool.map(lambda files: b"".join(hashlib.sha256(file).digest() for file in files), raw):
             total.update(part)
-        kept = None if cache is None else cache / f"{total.hexdigest()[:16]}-{size}"
-        arrays = _load_decoded(kept)
-        if arrays is None:
-            arrays = _decode_all(pool, items, raw, size)
-            if kept is not None:
-                _save_decoded(kept, arrays)
-    images = torch.from_numpy(arrays[0]).to(device)
-    defects = [path.parent.name for path, _ in items]
-    return Split(images, arrays[1], defects, [f"{path.parent.name}/{path.stem}" for path, _ in items], total.hexdigest())
+        kept = None if cache is None else cache / f"{total.hexdigest()[:16]}-{size}.npz"
+        arrays = kept_arrays(kept, lambda: _decode_all(pool, items, raw, size))
+    defects, names = [path.parent.name for path, _ in items], [f"{path.parent.name}/{path.stem}" for path, _ in items]
+    images = torch.from_numpy(arrays["images"]).to(device)
+    return Split(images, arrays["masks"], defects, names, total.hexdigest())
 
 
 def load_clean(folder: Path, names: Sequence[str], size: int) -> Tensor:
@@ -140,12 +134,8 @@ def check(folder: Path) -> dict[str, int]:
 
 def _image_paths(folder: Path, split: str) -> list[Path]:
     parents = [folder / "train" / "good"] if split == "train" else sorted(p for p in (folder / "test").glob("*") if p.is_dir())
-    paths = [
-        p
-        for parent in parents
-        for p in sorted(parent.glob("*"))
-        if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and not p.is_dir()
-    ]
+    found = [path for parent in parents for path in sorted(parent.glob("[!.]*"))]
+    paths = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
     if not paths:
         raise UserError(f"{folder / split} holds no images: it should look like MVTec AD, {split}/good/000.png and so on.")
     return paths
@@ -204,9 +194,8 @@ def _decode_item(item: Item, data: Sequence[bytes], size: int, bits: int) -> tup
         return pixels, np.zeros((size, size), np.uint8)
     mask = _open(mask_path, data[1])
     if mask.size != image.size:
-        raise UserError(
-            f"{mask_path} is {mask.width}x{mask.height} but its image is {image.width}x{image.height}: replace the mask."
-        )
+        sizes = f"{mask.width}x{mask.height} but its image is {image.width}x{image.height}"
+        raise UserError(f"{mask_path} is {sizes}: replace the mask.")
     # Nearest neighbour keeps the mask binary; a smooth filter would invent half-defective pixels.
     levels = np.asarray(mask.convert("L").resize((size, size), Image.Resampling.NEAREST))
     # Some copies of the data store 255 where a pixel is defective, others 1.
@@ -215,29 +204,11 @@ def _decode_item(item: Item, data: Sequence[bytes], size: int, bits: int) -> tup
 
 def _decode_all(
     pool: ThreadPoolExecutor, items: list[Item], raw: Sequence[Sequence[bytes]], size: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> dict[str, np.ndarray]:
     # One depth for all: a dark picture among them stays dark.
     bits = max(pool.map(lambda item, data: _bits(item[0], data[0]), items, raw))
     decoded = list(pool.map(lambda item, data: _decode_item(item, data, size, bits), items, raw))
     for (path, _), (pixels, _) in zip(items, decoded, strict=True):
-        if pixels.shape != decoded[0][0].shape:
-            raise UserError(
-                f"{path} has {len(pixels)} channels but {items[0][0]} has {len(decoded[0][0])}: use one kind of image."
-            )
-    return np.stack([d[0] for d in decoded]), np.stack([d[1] for d in decoded])
-
-
-def _load_decoded(kept: Path | None) -> tuple[np.ndarray, np.ndarray] | None:
-    if kept is None:
-        return None
-    try:
-        return np.load(kept / "images.npy"), np.load(kept / "masks.npy")
-    except (OSError, ValueError, EOFError):  # not decoded yet, or a file somebody cut short
-        return None
-
-
-def _save_decoded(kept: Path, arrays: tuple[np.ndarray, np.ndarray]) -> None:
-    with written_whole(kept) as folder:
-        folder.mkdir()
-        for array, name in zip(arrays, ("images.npy", "masks.npy"), strict=True):
-            np.save(folder / name, array)
+        if len(pixels) != len(first := decoded[0][0]):
+            raise UserError(f"{path} has {len(pixels)} channels but {items[0][0]} has {len(first)}: use one kind of image.")
+    return {"images": np.stack([pixels for pixels, _ in decoded]), "masks": np.stack([mask for _, mask in decoded])}

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and arrays that are made once."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import glob
 import os
 import shutil
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from zipfile import BadZipFile
 
+import numpy as np
 import psutil
 
 
@@ -59,3 +61,15 @@ def _sync(path: Path) -> None:
         if file.is_file():
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
+
+
+def kept_arrays(path: Path | None, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of an npz file; made now, and kept there, where it is missing or cut short. None keeps nothing."""
+    if path is not None:
+        with suppress(OSError, ValueError, EOFError, BadZipFile), np.load(path) as file:
+            return dict(file)
+    arrays = make()
+    if path is not None:
+        with written_whole(path) as scratch, scratch.open("wb") as opened:
+            np.savez(opened, **arrays)  # type: ignore[arg-type]
+    return arrays

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,17 +32,10 @@ MANIFEST = "manifest.json"
 
 
 def run(names: tuple[str, ...], request: Request, *, notebook_dir: Path = NOTEBOOK_DIR, progress: bool = True) -> Path:
-    """Execute notebooks and gather what they make.
+    """Execute notebooks, given by number or name, into a run folder, which this returns.
 
-    Everything is checked and the data are read before the first notebook starts. The notebooks write into a folder
-    beside the run folder, which takes its place at the end; a run of other notebooks with the same configuration and
-    data adds to what is there.
-
-    Args:
-        names: numbers or names of notebooks in ``notebook_dir``.
-
-    Returns:
-        The run folder: executed notebooks, ``figures/``, ``metrics.json``, ``manifest.json``.
+    Everything is checked and the data are read before the first notebook starts. A run of other notebooks with the same
+    configuration and data adds to what is there.
 
     Raises:
         UserError: bad parameters or data, a folder that is no run folder, a notebook that failed.
@@ -130,27 +123,18 @@ def _manifest(ws: Workspace) -> dict[str, Any]:
         "data": {"train": ws.train.digest, "test": ws.test.digest, "synthetic": ws.is_synthetic},
         "images": {"train": len(ws.train.names), "test": len(ws.test.names)},
         "device": describe(ws.device),
-        "packages": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "packages": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "commit": _commit(),
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:
     """The checkout's commit, with a + where files differ from it; None outside a checkout."""
     try:
-        git = ["git", "-C", str(PROJECT_ROOT)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        git = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if changed.strip() else "")
 
 
 def _begin(folder: Path, staging: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -176,7 +160,7 @@ def _execute(path: Path, staging: Path, request: Request, folder: Path, progress
             str(path), str(target), request.parameters(staging), kernel_name="python3", cwd=str(path.parent),
             progress_bar={"desc": path.stem, "disable": not progress},
             extra_arguments=["--log-level=40"],  # a kernel has nothing to say on the terminal but errors
-            stderr_file=_Echo(sys.stderr, progress),
+            stderr_file=_Below(sys.stderr) if progress else None,
         )  # fmt: skip
     except PapermillExecutionError as error:
         if error.ename == "UserError":
@@ -201,21 +185,17 @@ def _execute(path: Path, staging: Path, request: Request, folder: Path, progress
     nbformat.write(notebook, target)
 
 
-class _Echo:
-    """Shows a notebook's own progress bars on the terminal: one line that is written over, or now and then a line."""
+class _Below:
+    """Shows a notebook's own progress bars on the line below papermill's; every ten seconds where nobody watches."""
 
-    def __init__(self, stream: TextIO, progress: bool) -> None:
-        self.bar = tqdm(bar_format="    {desc}", file=stream, position=1, leave=False, disable=not progress)
-        self.every = 0.2 if stream.isatty() else 10.0
-        self.last = 0.0
+    def __init__(self, stream: TextIO) -> None:
+        self.bar = tqdm(bar_format="    {desc}", file=stream, position=1, leave=False, mininterval=0)
+        self.every, self.last = 0.2 if stream.isatty() else 10.0, 0.0
 
-    def write(self, text: str) -> int:
-        lines = [part.strip() for part in text.replace("\n", "\r").split("\r") if part.strip()]
-        if lines and time.monotonic() - self.last > self.every:
+    def write(self, text: str) -> None:
+        if (line := text.strip("\r\n ").rpartition("\r")[2]) and time.monotonic() - self.last > self.every:
             self.last = time.monotonic()
-            self.bar.set_description_str(lines[-1][:110])
-        return len(text)
+            self.bar.set_description_str(line[:110])
 
     def flush(self) -> None:
-        if self.every < 1:
-            self.bar.refresh()
+        """Nothing waits to be written."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .. import config
-from ..files import written_whole
+from ..files import kept_arrays
 from ..workspace import Workspace
 
 CODE = ("blur", "crops", "model", "projection", "localization", "metrics", "studies/article", "studies/comparison")
@@ -32,9 +32,10 @@ def cached(ws: Workspace, name: str, compute: Callable[[], tuple[Any, np.ndarray
     data = [ws.train.digest, ws.test.digest, ws.test.names]
     made_from = json.dumps([name, data, ws.weights, ws.device.type, torch.__version__, code])
     path = ws.kept / "cache" / f"{name.split(':')[0]}-{ws.config.fingerprint(data=made_from)}.npz"
-    if not path.exists():
+
+    def make() -> dict[str, np.ndarray]:
         values, array = compute()
-        with written_whole(path) as scratch, scratch.open("wb") as file:
-            np.savez(file, values=np.array(json.dumps(values, default=np.ndarray.tolist)), array=array)
-    with np.load(path) as saved:
-        return json.loads(saved["values"].item()), saved["array"]
+        return {"values": np.array(json.dumps(values, default=np.ndarray.tolist)), "array": array}
+
+    arrays = kept_arrays(path, make)
+    return json.loads(arrays["values"].item()), arrays["array"]
