@@ -1,7 +1,5 @@
 """The Gaussian filter behind smoothed residuals, anomaly maps and SSIM."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Checkpoints: tensors in a safetensors file, with what made them; never unpickled."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every hyper-parameter, once: its value, unit, range and source; the presets; the fingerprint that names a run."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -10,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, Self, get_args, get_type_hints
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = PROJECT_ROOT / "data"
@@ -104,12 +102,8 @@ class Config:
             raise UserError(f"steps = {self.steps} and epochs = {self.epochs}: set one of the two and leave the other at 0.")
 
     @classmethod
-    def from_preset(cls, preset: str, settings: str = "") -> Config:
-        """A preset with ``settings`` laid over it.
-
-        Args:
-            preset: a key of `PRESETS`.
-            settings: ``"alpha=0.2 iterations=50"``: any field, separated by spaces or commas.
+    def from_preset(cls, preset: str, settings: str = "") -> Self:
+        """A preset with ``settings``, such as ``"alpha=0.2 iterations=50"``, laid over it.
 
         Raises:
             UserError: no such preset or field, or a value that does not fit.
@@ -125,7 +119,7 @@ class Config:
             values["steps"] = 0
         return cls(**values)
 
-    def replace(self, **changes: Any) -> Config:
+    def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked like any other."""
         return dataclasses.replace(self, **changes)
 
@@ -161,11 +155,7 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def parse_settings(settings: str) -> dict[str, Any]:
-    """``"alpha=0.2 rotation=false"`` as ``{"alpha": 0.2, "rotation": False}``.
-
-    Raises:
-        UserError: an item that is not NAME=VALUE, or a name that is no field of `Config`.
-    """
+    """``"alpha=0.2 rotation=false"`` as ``{"alpha": 0.2, "rotation": False}``; a `UserError` for what is no NAME=VALUE."""
     names = [f.name for f in dataclasses.fields(Config)]
     values: dict[str, Any] = {}
     for item in settings.replace(",", " ").split():

@@ -1,7 +1,5 @@
 """Images held on the device: random crops gathered there for training, tiles and their re-assembly for whole images."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

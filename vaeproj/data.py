@@ -4,8 +4,6 @@
 (Bergmann et al., CVPR 2019).
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os
@@ -62,11 +60,7 @@ class Split:
 
 
 def category_dir(data_root: Path, category: str) -> Path:
-    """The folder of a category, or a sentence that lists the categories which are there.
-
-    Raises:
-        UserError: ``data_root`` or the category is missing.
-    """
+    """The folder of a category, or a `UserError` that lists the categories which are there."""
     if not data_root.is_dir():
         raise UserError(f"The data root {data_root} is not a folder: pass --data-root a folder that holds category folders.")
     found = sorted(p.name for p in data_root.glob("[!.]*") if (p / "train" / "good").is_dir())
@@ -106,11 +100,7 @@ def load_split(folder: Path, split: str, size: int, *, device: torch.device = CP
 
 
 def load_clean(folder: Path, names: Sequence[str], size: int) -> Tensor:
-    """SynthGrid's ground truth: the same scenes without their defect, uint8 [N, 1, size, size].
-
-    Raises:
-        UserError: the category has no ``clean`` folder (only SynthGrid does).
-    """
+    """SynthGrid's ground truth: the same scenes without their defect, uint8 [N, 1, size, size]; a `UserError` elsewhere."""
     if not (folder / "clean").is_dir():
         raise UserError(f"{folder} has no 'clean' folder: only SynthGrid knows its scenes without the defect.")
     paths = [folder / "clean" / f"{name}.png" for name in names]
@@ -118,11 +108,7 @@ def load_clean(folder: Path, names: Sequence[str], size: int) -> Tensor:
 
 
 def check(folder: Path) -> dict[str, int]:
-    """Read every image and mask of a category folder and count them by folder.
-
-    Raises:
-        UserError: what `load_split` refuses.
-    """
+    """Read every image and mask of a category folder and count them by folder; refuses what `load_split` refuses."""
     counts: Counter[str] = Counter()
     for split in ("train", "test"):
         for defect in load_split(folder, split, 64).defects:

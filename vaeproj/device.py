@@ -1,7 +1,5 @@
 """What depends on the machine: the device and its settings, the precision of the network, captured steps."""
 
-from __future__ import annotations
-
 import ctypes
 import platform
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Files and folders that appear whole or not at all, and arrays that are made once."""
 
-from __future__ import annotations
-
 import glob
 import os
 import shutil

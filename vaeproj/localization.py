@@ -1,7 +1,5 @@
 """Anomaly maps of whole images: pixel scores of their tiles, joined and smoothed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -3,11 +3,9 @@
 On a GPU the running sums add in any order: the last digits may differ from run to run. On a CPU they do not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,38 +18,6 @@ from .localization import image_scores
 FPR_LIMIT = 0.3  # AUPRO integrates the PRO curve up to this false-positive rate (Bergmann et al., 2021)
 BINS = 4096  # of the per-image histograms behind the bootstrap
 METRICS = ("pixel_AUROC", "pixel_AUPRO", "pixel_AP", "image_AUROC")
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """All pixels in order of falling score, once; every metric is a sum along it.
-
-    Attributes:
-        image: int32 [P], the image each pixel belongs to.
-        anomalous: bool [P].
-        region_weight: float64 [P], 1 / (pixels of the pixel's defect region), 0 for normal pixels.
-        last: bool [P], true at the last pixel of each run of equal scores: the only places to put a threshold.
-        score: float32 [P].
-    """
-
-    image: Tensor
-    anomalous: Tensor
-    region_weight: Tensor
-    last: Tensor
-    score: Tensor
-
-    def of(self, images: Tensor) -> Ranking:
-        """The ranking of some images' pixels only; ``images`` bool [N]."""
-        keep = images.to(self.image.device)[self.image.long()]
-        score = self.score[keep]
-        return Ranking(self.image[keep], self.anomalous[keep], self.region_weight[keep], _last_of_run(score), score)
-
-    def curves(self) -> Curves:
-        """ROC, precision-recall and PRO at every threshold that a score can be."""
-        true_positives = self.anomalous.cumsum(0)[self.last].double()
-        flagged = (torch.arange(len(self.last), device=self.last.device) + 1)[self.last].double()
-        overlap = self.region_weight.cumsum(0)[self.last]
-        return _curves(self.score[self.last], true_positives, flagged - true_positives, overlap)
 
 
 @dataclass(frozen=True)
@@ -95,6 +61,38 @@ class Curves:
         f1 = 2 * self.precision * self.recall[1:] / (self.precision + self.recall[1:]).clamp(min=1e-12)
         best = int(f1.argmax())
         return f1[best].item(), self.threshold[best].item()
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All pixels in order of falling score, once; every metric is a sum along it.
+
+    Attributes:
+        image: int32 [P], the image each pixel belongs to.
+        anomalous: bool [P].
+        region_weight: float64 [P], 1 / (pixels of the pixel's defect region), 0 for normal pixels.
+        last: bool [P], true at the last pixel of each run of equal scores: the only places to put a threshold.
+        score: float32 [P].
+    """
+
+    image: Tensor
+    anomalous: Tensor
+    region_weight: Tensor
+    last: Tensor
+    score: Tensor
+
+    def of(self, images: Tensor) -> Self:
+        """The ranking of some images' pixels only; ``images`` bool [N]."""
+        keep = images.to(self.image.device)[self.image.long()]
+        score = self.score[keep]
+        return type(self)(self.image[keep], self.anomalous[keep], self.region_weight[keep], _last_of_run(score), score)
+
+    def curves(self) -> Curves:
+        """ROC, precision-recall and PRO at every threshold that a score can be."""
+        true_positives = self.anomalous.cumsum(0)[self.last].double()
+        flagged = (torch.arange(len(self.last), device=self.last.device) + 1)[self.last].double()
+        overlap = self.region_weight.cumsum(0)[self.last]
+        return _curves(self.score[self.last], true_positives, flagged - true_positives, overlap)
 
 
 def rank_pixels(maps: Tensor, gt_masks: np.ndarray) -> Ranking:

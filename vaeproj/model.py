@@ -1,7 +1,5 @@
 """The article's variational autoencoder and its loss."""
 
-from __future__ import annotations
-
 import copy
 from itertools import pairwise
 from typing import Any

@@ -10,8 +10,6 @@ Ours: with ``coarse_weight``, L_r takes the residual at two scales, as it is and
 its finest detail, which smoothing hides: the coarse term pulls at what is wrong beyond that.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 

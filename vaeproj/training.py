@@ -1,7 +1,5 @@
 """Fit the VAE, resume a killed run, find a trained one by fingerprint."""
 
-from __future__ import annotations
-
 import functools
 import math
 import time
@@ -99,14 +97,9 @@ def train_step(vae: VAE, optimizer: Optimizer, crops: Tensor, noise: Tensor, bet
 
 
 def fit(
-    images: Tensor,
-    config: Config,
-    *,
-    partial: Path | None = None,
-    progress: bool = True,
-    look_every: int = LOOK_EVERY,
-    save_every: float = SAVE_EVERY,
-) -> tuple[VAE, dict[str, Tensor]]:
+    images: Tensor, config: Config, *, partial: Path | None = None, progress: bool = True,
+    look_every: int = LOOK_EVERY, save_every: float = SAVE_EVERY,
+) -> tuple[VAE, dict[str, Tensor]]:  # fmt: skip
     """Train a VAE on crops of ``images`` with Adam (article).
 
     What a step draws depends on the seed and the step's number alone: two runs on one machine give the same bits, and a run
@@ -132,10 +125,8 @@ def fit(
     vae = vae.to(device=device).to(memory_format=torch.channels_last).train()
     batches = batch_indices(len(images), config)
     if min(map(len, batches), default=2) < 2:
-        raise UserError(
-            f"{len(images)} images in batches of {config.batch_size} leave a batch of one, too few for batch normalization: "
-            "change batch_size, or count steps instead of epochs."
-        )
+        shares = f"{len(images)} images in batches of {config.batch_size}"
+        raise UserError(f"{shares} leave a batch of one, too few for BatchNorm: change batch_size, or count steps, not epochs.")
     rates, rate = learning_rates(len(batches), config), torch.tensor(config.learning_rate, device=device)
     weights = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=rate, fused=True, capturable=device.type == "cuda")
@@ -199,11 +190,10 @@ class _Step:
 
 
 def find_or_train(images: Tensor, config: Config, digest: str, *, folder: Path = CHECKPOINT_DIR, **options: Any) -> Path:
-    """The checkpoint of this configuration and data: made if it is not there yet.
+    """The checkpoint of this configuration and data, named after both and the code's version; made if it is not there yet.
 
     Args:
-        images: uint8 [N, C, H, W] on the device.
-        digest: of the images' files (`data.Split.digest`); with configuration and code's version it names the checkpoint.
+        images: uint8 [N, C, H, W] on the device, with their files' ``digest`` (`data.Split`).
         options: of `fit`.
     """
     data = f"{digest} training {TRAINING_VERSION}"
@@ -218,11 +208,7 @@ def find_or_train(images: Tensor, config: Config, digest: str, *, folder: Path =
 
 
 def load(path: Path, config: Config, device: torch.device) -> Trained:
-    """A trained VAE from its checkpoint.
-
-    Raises:
-        UserError: a checkpoint that cannot be read, was cut short, or is of another version of the code.
-    """
+    """A trained VAE from its checkpoint; a `UserError` where it was cut short or is of another version of the code."""
     tensors, _ = read(path)
     try:
         vae = VAE(config.latent_dim, config.crop_size, tensors["probe"].shape[1])

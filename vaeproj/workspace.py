@@ -1,11 +1,10 @@
 """What every notebook starts from: configuration, data, device, trained VAE, and a folder for what it makes."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import torch
 from IPython.display import Image
@@ -78,26 +77,24 @@ class Workspace:
     test: Split
 
     @classmethod
-    def open(cls, request: Request, *, kept: Path = RESULTS_DIR) -> Workspace:
+    def open(cls, request: Request, *, kept: Path = RESULTS_DIR) -> Self:
         """Check everything the user chose and read the data, before anything else runs.
 
         Raises:
             UserError: a preset, setting, device or folder that does not exist or does not fit, an image that cannot be read.
         """
-        config = Config.from_preset(request.preset, request.settings)
-        device = set_up_device(request.device)
+        config, device = Config.from_preset(request.preset, request.settings), set_up_device(request.device)
         root = Path(request.data_root).expanduser().resolve() if request.data_root else synthgrid_root(config)
         if not request.data_root and request.category == "grid":
             counts = {key: max(2, round(config.synthgrid_fraction * count)) for key, count in COUNTS.items()}
             write_synthgrid(root, size=config.synthgrid_size, counts=counts)
         folder = category_dir(root, request.category)
-        train, test = (
-            load_split(folder, split, config.image_size, device=device, cache=kept / "decoded") for split in ("train", "test")
-        )
-        if train.images.shape[1] != test.images.shape[1]:
+        size, cache = config.image_size, kept / "decoded"
+        train, test = (load_split(folder, split, size, device=device, cache=cache) for split in ("train", "test"))
+        channels = [split.images.shape[1] for split in (train, test)]
+        if channels[0] != channels[1]:
             raise UserError(
-                f"{folder} has training images of {train.images.shape[1]} and test images of {test.images.shape[1]} channels: "
-                "use one kind."
+                f"{folder} has {channels[0]} channels in training images, {channels[1]} in test images: use one kind."
             )
         return cls(config, request, folder, request.folder("draft"), device, kept, train, test)
 
@@ -150,12 +147,8 @@ class Workspace:
     def fingerprint(self) -> str:
         return self.config.fingerprint(data=self.train.digest)
 
-    def reconfigured(self, **changes: object) -> Workspace:
-        """The same data, not read again, under a configuration with some hyper-parameters changed.
-
-        Raises:
-            UserError: a change of what the data are made of, such as ``image_size``: `open` another workspace.
-        """
+    def reconfigured(self, **changes: object) -> Self:
+        """The same data, not read again, under other hyper-parameters; a `UserError` where they would change the data."""
         config = self.config.replace(**changes)
         if config.fingerprint("data") != self.config.fingerprint("data"):
             raise UserError(f"{', '.join(changes)}: the data stay as they are here, so open another workspace for that.")
@@ -167,13 +160,8 @@ class Workspace:
         return [name for d in defects for name in [n for n in self.test.names if n.split("/")[0] == d][:each]]
 
     def crops_at(self, names: list[str]) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-        """Crops of test images centred on their defects (the article cropped at random and often missed them).
-
-        Returns:
-            Crops [n, C, crop, crop] in [0, 1], masks bool [n, crop, crop], and each crop's top and left.
-
-        Raises:
-            UserError: no names, as of a test set without defects.
+        """Crops of test images centred on their defects (the article cropped at random and often missed them): crops
+        [n, C, crop, crop] in [0, 1], masks bool [n, crop, crop], each crop's top and left. A `UserError` without names.
         """
         if not names:
             raise UserError(f"{self.folder / 'test'} holds no image with a defect: this notebook needs some to show.")

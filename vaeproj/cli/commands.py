@@ -1,7 +1,5 @@
 """Command line: ``python -m vaeproj run | data | figures | publish``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

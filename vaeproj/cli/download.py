@@ -3,11 +3,10 @@
 Written here since the archive is 4.9 GiB and a broken transfer must go on where it stopped; pooch begins anew.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import lzma
+import shutil
 import tarfile
 import urllib.error
 import urllib.request
@@ -54,9 +53,7 @@ def download(
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != sha256:
         archive.unlink()
-        raise UserError(
-            f"{url} gave a file of sha256 {actual[:12]}..., not {sha256[:12]}...: it was removed; try another --url."
-        )
+        raise UserError(f"{url} gave sha256 {actual[:12]}..., not {sha256[:12]}...: the file was removed; try another --url.")
     try:
         found = _unpack(archive, data_root, wanted)
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
@@ -96,18 +93,15 @@ def _fetch(url: str, target: Path, progress: bool) -> None:
             if response.status != 206:  # the server sends the whole file, whatever we asked for
                 have = 0
             total = have + int(response.headers.get("Content-Length") or 0)
-            bar = tqdm(total=total, initial=have, desc=target.name, unit="B", unit_scale=True, disable=not progress)
-            with part.open("ab" if have else "wb") as file, bar:
-                while block := response.read(1 << 20):
-                    file.write(block)
-                    bar.update(len(block))
+            with part.open("ab" if have else "wb") as file:
+                options = {"total": total, "initial": have, "desc": target.name, "disable": not progress}
+                with tqdm.wrapattr(file, "write", **options) as output:
+                    shutil.copyfileobj(response, output, 1 << 20)
         if part.stat().st_size < total:
             raise OSError("the transfer broke off")
     except urllib.error.HTTPError as error:
         if error.code != 416:  # 416: the part file already holds every byte
             raise UserError(f"{url} answered {error.code} {error.reason}: pass --url another copy of the archive.") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise UserError(
-            f"{url} could not be fetched ({error}): run the command again to go on, or pass --url another copy."
-        ) from error
+        raise UserError(f"{url} could not be fetched ({error}): run again to go on, or pass --url another copy.") from error
     part.replace(target)

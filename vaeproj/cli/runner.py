@@ -1,7 +1,5 @@
 """Run the notebooks headlessly with papermill into a run folder that is written whole or not at all."""
 
-from __future__ import annotations
-
 import json
 import logging
 import platform
@@ -91,11 +89,7 @@ def publish(folder: Path, notebook_dir: Path = NOTEBOOK_DIR) -> list[Path]:
 
 
 def find_notebook(name: str, notebook_dir: Path = NOTEBOOK_DIR) -> Path:
-    """A notebook by its number or its name.
-
-    Raises:
-        UserError: there is none, with the list of those there are.
-    """
+    """A notebook by its number or its name, or a `UserError` that lists those there are."""
     known = sorted(notebook_dir.glob("[0-9][0-9]_*.ipynb"))
     matches = [path for path in known if name in (path.stem, path.name, path.stem[:2])]
     if not matches:
@@ -167,13 +161,10 @@ def _execute(path: Path, staging: Path, request: Request, folder: Path, progress
             raise UserError(error.evalue) from error
         kept = folder.with_name(f"{folder.name}-failed-{path.name}")
         shutil.move(target, kept)
-        raise UserError(
-            f"{path.stem} failed with {error.ename}: {error.evalue} (the notebook as far as it ran: {kept})."
-        ) from error
+        raise UserError(f"{path.stem} failed with {error.ename}: {error.evalue} (as far as it ran: {kept}).") from error
     except RuntimeError as error:  # nbclient's DeadKernelError
-        raise UserError(
-            f"{path.stem} broke off ({error}): a kernel dies mostly for want of memory; take a smaller preset or batch_size."
-        ) from error
+        hint = "a kernel dies mostly for want of memory; take a smaller preset or batch_size"
+        raise UserError(f"{path.stem} broke off ({error}): {hint}.") from error
     # Progress bars and timestamps are left out, and the folder is named that the notebook ends up in.
     notebook = nbformat.reads(target.read_text().replace(str(staging), str(folder)), as_version=4)
     notebook.metadata.pop("papermill", None)

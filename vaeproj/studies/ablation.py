@@ -1,7 +1,5 @@
 """One change at a time: metrics of the preset's own method with some hyper-parameters changed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The article's projection loop with its bugs, each behind a switch: for the ablations and notebook 04, never a default."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """What a study has computed already, found by everything that made it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Methods side by side on the same trained VAEs: localization on whole images, restoration of crops."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from pathlib import Path

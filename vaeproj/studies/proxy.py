@@ -5,8 +5,6 @@ rest, defects of six kinds are pasted on the held-out ones, and a setting is as 
 `proxy_workspace` puts such a test set in place of the real one, for `ablation.ablate` and `sweep` (notebook 07).
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
