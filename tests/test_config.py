@@ -4,16 +4,17 @@ import dataclasses
 import os
 import subprocess
 import sys
+from types import NoneType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaeproj.config import PRESETS, Config, parse_settings
+from vaeproj.config import PRESETS, Config, field_types, parse_settings
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 NUMERIC = [name for name, field in FIELDS.items() if field.metadata["low"] is not None]
-WHOLE = [name for name in NUMERIC if FIELDS[name].type == "int"]
+WHOLE = [name for name in NUMERIC if FIELDS[name].type is int]
 GROUPS = ("data", "crops", "model", "training", "projection", "localization")
 
 
@@ -44,12 +45,10 @@ def test_presets_are_the_promised_and_quick_is_the_default():
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_says_what_it_is(name):
     meta = FIELDS[name].metadata
+    kind = field_types(name)[0]
     assert meta["group"] in GROUPS
-    assert len(meta["help"]) > 8
-    assert meta["source"]
-    kind = FIELDS[name].type
-    assert (meta["low"] is not None and meta["high"] is not None) == kind.startswith(("int", "float"))
-    assert bool(meta["choices"]) == (kind == "str")
+    assert (meta["low"] is not None and meta["high"] is not None) == (kind in (int, float))
+    assert bool(meta["choices"]) == (kind is str)
 
 
 def test_blog_is_the_articles_recipe():
@@ -100,17 +99,17 @@ def test_any_value_in_range_is_kept_as_it_is(data):
 def test_a_value_of_another_type_is_refused(refuses, data):
     name = data.draw(st.sampled_from(list(FIELDS)))
     values = {
-        "bool": st.sampled_from([0, 1, "true", 1.0, None]),
-        "int": st.sampled_from([True, 1.0, "1", None, [1]]),
-        "float": st.sampled_from([True, "0.5", None, (0.5,)]),
-        "float | None": st.sampled_from([True, "none", [0.5]]),
-        "str": st.sampled_from([1, True, None, b"full"]),
+        (bool,): st.sampled_from([0, 1, "true", 1.0, None]),
+        (int,): st.sampled_from([True, 1.0, "1", None, [1]]),
+        (float,): st.sampled_from([True, "0.5", None, (0.5,)]),
+        (float, NoneType): st.sampled_from([True, "none", [0.5]]),
+        (str,): st.sampled_from([1, True, None, b"full"]),
     }
     with refuses(name):
-        Config(**{name: data.draw(values[FIELDS[name].type])})
+        Config(**{name: data.draw(values[field_types(name)])})
 
 
-@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.type == "str"])
+@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.type is str])
 def test_an_unknown_choice_is_answered_with_the_choices(refuses, name):
     with refuses(name, *FIELDS[name].metadata["choices"]):
         Config(**{name: "other"})
@@ -155,11 +154,11 @@ def test_settings_are_read(settings, expected):
 @given(st.data())
 def test_a_setting_written_out_reads_back(data):
     name = data.draw(st.sampled_from(list(FIELDS)))
-    meta, kind = FIELDS[name].metadata, FIELDS[name].type
+    meta, kind = FIELDS[name].metadata, field_types(name)[0]
     values = {
-        "bool": st.booleans(),
-        "str": st.sampled_from(meta["choices"] or [""]),
-        "int": st.integers(meta["low"], meta["high"]) if name in WHOLE else st.nothing(),
+        bool: st.booleans(),
+        str: st.sampled_from(meta["choices"] or [""]),
+        int: st.integers(meta["low"], meta["high"]) if name in WHOLE else st.nothing(),
     }
     value = data.draw(values[kind] if kind in values else st.floats(meta["low"], meta["high"]))
     assert parse_settings(f"{name}={value}") == {name: value}

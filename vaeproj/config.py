@@ -21,9 +21,9 @@ class UserError(Exception):
 
 def _param(default: Any, group: str, text: str, span: tuple[float, float] | tuple[str, ...] = (), source: str = "ours") -> Any:
     """Declare a hyper-parameter with what a reader needs to move it: meaning and unit, range or choices, origin."""
-    numeric = bool(span) and not isinstance(span[0], str)
-    low, high = span if numeric else (None, None)
-    metadata = {"group": group, "help": text, "low": low, "high": high, "choices": () if numeric else span, "source": source}
+    choices = span if span and isinstance(span[0], str) else None
+    low, high = (None, None) if choices or not span else span
+    metadata = {"group": group, "help": text, "low": low, "high": high, "choices": choices, "source": source}
     return dataclasses.field(default=default, metadata=metadata)
 
 

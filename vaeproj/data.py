@@ -31,21 +31,13 @@ Item = tuple[Path, Path | None]  # an image and its mask
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a category, decoded and resized once.
+    """One split of a category, decoded and resized once."""
 
-    Attributes:
-        images: uint8 [N, C, S, S] on the device, grey (C = 1) or RGB (C = 3).
-        gt_masks: uint8 [N, S, S] in {0, 1}; zeros where the image is good.
-        defects: the folder of each image: ``good`` or the defect's name.
-        names: ``defect/stem`` of each image, such as ``bent/003``.
-        digest: sha256 of the files' bytes and of the decoding's version; it names the data in fingerprints and manifests.
-    """
-
-    images: Tensor
-    gt_masks: np.ndarray
-    defects: list[str]
-    names: list[str]
-    digest: str
+    images: Tensor  # uint8 [N, C, S, S] on the device, grey (C = 1) or RGB (C = 3)
+    gt_masks: np.ndarray  # uint8 [N, S, S] in {0, 1}; zeros where the image is good
+    defects: list[str]  # the folder of each image: "good" or the defect's name
+    names: list[str]  # "defect/stem" of each image, such as "bent/003"
+    digest: str  # sha256 of the files' bytes and of the decoding's version: names the data in fingerprints and manifests
 
     @property
     def gt_labels(self) -> np.ndarray:

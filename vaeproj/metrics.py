@@ -22,19 +22,13 @@ METRICS = ("pixel_AUROC", "pixel_AUPRO", "pixel_AP", "image_AUROC")
 
 @dataclass(frozen=True)
 class Curves:
-    """Points at falling thresholds; ``fpr``, ``recall`` and ``pro`` begin with the point (0, 0) of no pixel flagged.
+    """Points at falling thresholds; ``fpr``, ``recall`` and ``pro`` begin with the point (0, 0) of no pixel flagged."""
 
-    Attributes:
-        threshold: [K].
-        fpr, recall, pro: [K + 1] in [0, 1].
-        precision: [K] in [0, 1].
-    """
-
-    threshold: Tensor
-    fpr: Tensor
+    threshold: Tensor  # [K]
+    fpr: Tensor  # [K + 1] in [0, 1], as the next two
     recall: Tensor
     pro: Tensor
-    precision: Tensor
+    precision: Tensor  # [K] in [0, 1]
 
     @property
     def auroc(self) -> float:
@@ -65,21 +59,13 @@ class Curves:
 
 @dataclass(frozen=True)
 class Ranking:
-    """All pixels in order of falling score, once; every metric is a sum along it.
+    """All pixels in order of falling score, once; every metric is a sum along it."""
 
-    Attributes:
-        image: int32 [P], the image each pixel belongs to.
-        anomalous: bool [P].
-        region_weight: float64 [P], 1 / (pixels of the pixel's defect region), 0 for normal pixels.
-        last: bool [P], true at the last pixel of each run of equal scores: the only places to put a threshold.
-        score: float32 [P].
-    """
-
-    image: Tensor
-    anomalous: Tensor
-    region_weight: Tensor
-    last: Tensor
-    score: Tensor
+    image: Tensor  # int32 [P], the image each pixel belongs to
+    anomalous: Tensor  # bool [P]
+    region_weight: Tensor  # float64 [P], 1 / (pixels of the pixel's defect region), 0 for normal pixels
+    last: Tensor  # bool [P], the last pixel of each run of equal scores: the only places to put a threshold
+    score: Tensor  # float32 [P]
 
     def of(self, images: Tensor) -> Self:
         """The ranking of some images' pixels only; ``images`` bool [N]."""

@@ -30,19 +30,12 @@ LOOK_EVERY = 5  # iterations between two looks at whether any tile still moves
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Every step of the descent, for looking at.
+    """Every step of the descent, for looking at."""
 
-    Attributes:
-        frames: x_0 ... x_T, [T + 1, B, C, H, W] in [0, 1].
-        reconstructions: f(x_0) ... f(x_T), alike.
-        reconstruction_energy: L_r of each frame, [T + 1, B]; nats for ``bce``, squared grey levels for ``squared``.
-        distance: |x_t - x_0|_1 of each frame, [T + 1, B], grey levels (0 to 1) summed over pixels.
-    """
-
-    frames: Tensor
-    reconstructions: Tensor
-    reconstruction_energy: Tensor
-    distance: Tensor
+    frames: Tensor  # x_0 ... x_T, [T + 1, B, C, H, W] in [0, 1]
+    reconstructions: Tensor  # f(x_0) ... f(x_T), alike
+    reconstruction_energy: Tensor  # L_r of each frame, [T + 1, B]; nats for "bce", squared grey levels for "squared"
+    distance: Tensor  # |x_t - x_0|_1 of each frame, [T + 1, B], grey levels (0 to 1) summed over pixels
 
     def energy(self, lam: float) -> Tensor:
         """E = L_r + lam |x_t - x_0|_1, [T + 1, B]."""

@@ -31,20 +31,13 @@ SNAPSHOTS = 6  # moments of training at which the probe crops are reconstructed
 
 @dataclass(frozen=True)
 class Trained:
-    """A fitted VAE and how it got there.
+    """A fitted VAE and how it got there."""
 
-    Attributes:
-        vae: in eval mode, on the device.
-        history: [steps, 2], binary cross-entropy and KL per crop, nats.
-        probe: [n, C, crop, crop], some training crops.
-        snapshots: [K, n, C, crop, crop], their reconstructions after ``snapshot_steps`` [K] steps.
-    """
-
-    vae: VAE
-    history: Tensor
-    probe: Tensor
-    snapshots: Tensor
-    snapshot_steps: Tensor
+    vae: VAE  # in eval mode, on the device
+    history: Tensor  # [steps, 2], binary cross-entropy and KL per crop, nats
+    probe: Tensor  # [n, C, crop, crop], some training crops ...
+    snapshots: Tensor  # [K, n, C, crop, crop], ... and their reconstructions
+    snapshot_steps: Tensor  # [K], after so many steps
 
 
 def batch_indices(number: int, config: Config) -> Sequence[Tensor]:
@@ -169,24 +162,31 @@ class _Step:
     """`train_step` on crops gathered on the device, captured on a GPU once for each batch size."""
 
     def __init__(self, vae: VAE, optimizer: Optimizer, sampler: CropSampler, beta: float) -> None:
-        self.vae, self.optimizer, self.sampler, self.beta = vae, optimizer, sampler, beta
+        self.once, self.state = (
+            functools.partial(_once, vae, optimizer, sampler, beta),
+            functools.partial(state_of, vae, optimizer),
+        )
         self.captured: dict[int, tuple[Tensor, Tensor, Tensor, Callable[[], None]]] = {}
 
     def __call__(self, rows: Tensor, noise: Tensor) -> Tensor:
         """The loss terms [2] of the crops ``rows`` [B, 7], in a tensor that the next call overwrites."""
         if len(rows) not in self.captured:
             slots = rows.clone(), noise.clone(), rows.new_zeros(2)
-            state = functools.partial(state_of, self.vae, self.optimizer)
-            again = captured(functools.partial(self._once, *slots), rows.device, state, warm_up=3)
-            self.captured[len(rows)] = *slots, again
+            self.captured[len(rows)] = (
+                *slots,
+                captured(functools.partial(self.once, *slots), rows.device, self.state, warm_up=3),
+            )
         own_rows, own_noise, terms, again = self.captured[len(rows)]
         own_rows.copy_(rows)
         own_noise.copy_(noise)
         again()
         return terms
 
-    def _once(self, rows: Tensor, noise: Tensor, terms: Tensor) -> None:
-        terms.copy_(train_step(self.vae, self.optimizer, self.sampler.gather(rows), noise, self.beta))
+
+def _once(
+    vae: VAE, optimizer: Optimizer, sampler: CropSampler, beta: float, rows: Tensor, noise: Tensor, terms: Tensor
+) -> None:
+    terms.copy_(train_step(vae, optimizer, sampler.gather(rows), noise, beta))
 
 
 def find_or_train(images: Tensor, config: Config, digest: str, *, folder: Path = CHECKPOINT_DIR, **options: Any) -> Path:

@@ -27,22 +27,14 @@ STOPPING_CROPS = 512  # training crops whose energies set the stopping threshold
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for: the parameters cell of every notebook, the options of every command.
+    """What the user asked for: the parameters cell of every notebook, the options of every command."""
 
-    Attributes:
-        preset, settings: see `Config.from_preset`.
-        data_root: folder of category folders; empty: SynthGrid, rendered on first use.
-        category: a folder of ``data_root``.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        out: folder for figures and metrics; empty: ``results/draft``, for a run ``results/<preset>``.
-    """
-
-    preset: str = "quick"
+    preset: str = "quick"  # with `settings`: see `Config.from_preset`
     settings: str = ""
-    data_root: str = ""
-    category: str = "grid"
-    device: str = "auto"
-    out: str = ""
+    data_root: str = ""  # folder of category folders; empty: SynthGrid, rendered on first use
+    category: str = "grid"  # a folder of `data_root`
+    device: str = "auto"  # or cpu, cuda
+    out: str = ""  # folder for figures and metrics; empty: results/draft, for a run results/<preset>
 
     def folder(self, default: str) -> Path:
         """Where results go: ``out``, or a folder of that name in ``results/``."""
@@ -56,23 +48,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The data are read at once; the VAE is trained or found when first asked for.
-
-    Attributes:
-        request: what it was opened with.
-        folder: the category's folder.
-        out: where figures and metrics go.
-        device: where tensors live.
-        kept: folder of what is made once and found again: decoded images, checkpoints, results of studies.
-        train, test: the category's images on the device, and their masks.
-    """
+    """The data are read at once; the VAE is trained or found when first asked for."""
 
     config: Config
-    request: Request
-    folder: Path
-    out: Path
+    request: Request  # what it was opened with
+    folder: Path  # of the category
+    out: Path  # where figures and metrics go
     device: torch.device
-    kept: Path
+    kept: Path  # folder of what is made once and found again: decoded images, checkpoints, results of studies
     train: Split
     test: Split
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import platform
 import re
 import shutil
@@ -11,12 +12,11 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
-from tqdm import tqdm
 
 from ..config import PROJECT_ROOT, UserError
 from ..device import describe
@@ -146,15 +146,18 @@ def _begin(folder: Path, staging: Path, manifest: dict[str, Any]) -> dict[str, d
 
 
 def _execute(path: Path, staging: Path, request: Request, folder: Path, progress: bool) -> None:
-    """Run one notebook; its progress bars are shown below its own."""
+    """Run one notebook; its own progress bars are shown, every ten seconds where nobody watches."""
     target = staging / path.name
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    os.environ.setdefault("TQDM_MININTERVAL", "0.2" if sys.stderr.isatty() else "10")
+    if progress:
+        print(path.stem, file=sys.stderr)
     try:
         papermill.execute_notebook(
             str(path), str(target), request.parameters(staging), kernel_name="python3", cwd=str(path.parent),
-            progress_bar={"desc": path.stem, "disable": not progress},
+            progress_bar=False,
             extra_arguments=["--log-level=40"],  # a kernel has nothing to say on the terminal but errors
-            stderr_file=_Below(sys.stderr) if progress else None,
+            stderr_file=sys.stderr if progress else None,
         )  # fmt: skip
     except PapermillExecutionError as error:
         if error.ename == "UserError":
@@ -174,19 +177,3 @@ def _execute(path: Path, staging: Path, request: Request, folder: Path, progress
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
     nbformat.write(notebook, target)
-
-
-class _Below:
-    """Shows a notebook's own progress bars on the line below papermill's; every ten seconds where nobody watches."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.bar = tqdm(bar_format="    {desc}", file=stream, position=1, leave=False, mininterval=0)
-        self.every, self.last = 0.2 if stream.isatty() else 10.0, 0.0
-
-    def write(self, text: str) -> None:
-        if (line := text.strip("\r\n ").rpartition("\r")[2]) and time.monotonic() - self.last > self.every:
-            self.last = time.monotonic()
-            self.bar.set_description_str(line[:110])
-
-    def flush(self) -> None:
-        """Nothing waits to be written."""
