@@ -16,40 +16,31 @@ from pathlib import Path
 import imageio.v3 as iio
 import matplotlib.style
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from .config import UserError
 
 STYLE = Path(__file__).with_name("vaeproj.mplstyle")
+PLAYER = Path(__file__).with_name("player.html")
 CHANGE = "magma"  # colour map of magnitudes: residuals, changes, anomaly maps
 SIGNED = "RdBu_r"  # of signed quantities
 FRAME_MS = 60  # of the animation
 MOST_FRAMES = 36
 PANEL = 256  # side of one of its three pictures, about, pixels
 HOLD_MS = 1200  # the last frame, before it starts again
-
-FIGURES: dict[str, Callable[..., Figure]] = {}
-
-
-def figure(function: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Register a figure under its function's name."""
-    FIGURES[function.__name__] = function
-    return function
+OUTLINE = "#E69F00"  # of masks
 
 
 # --- saving and redrawing
-
-
 def save(name: str, folder: Path, fingerprint: str, **arrays: object) -> Figure:
     """Draw a figure from ``arrays`` and write ``<name>.png``, ``.pdf`` and the arrays, ``<name>.npz``, into ``folder``.
 
-    The picture's metadata names the run by its fingerprint. Pictures are kept as float16, finer than the 256 grey levels
-    they came from.
+    The metadata name the run by its fingerprint. Pictures are kept as float16, finer than the 256 grey levels they came from.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stored = {key: _compact(np.asarray(value)) for key, value in arrays.items()}
+    given = {key: np.asarray(value) for key, value in arrays.items()}
+    stored = {key: a.astype(np.float16) if a.dtype.kind == "f" and a.ndim > 2 else a for key, a in given.items()}
     np.savez_compressed(folder / f"{name}.npz", fingerprint=np.asarray(fingerprint), **stored)  # type: ignore[arg-type]
     return redraw(name, folder)
 
@@ -88,13 +79,7 @@ def as_jpeg(drawn: Figure, dpi: int = 88) -> bytes:
     return buffer.getvalue()
 
 
-def _compact(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float16) if array.dtype.kind == "f" and array.ndim > 2 else array
-
-
 # --- building blocks
-
-
 def grid(
     rows: Sequence[np.ndarray | Sequence[np.ndarray]],
     row_labels: Sequence[str] | np.ndarray,
@@ -114,30 +99,32 @@ def grid(
         side: of one picture, inches.
     """
     columns = max(len(row) for row in rows)
-    drawn = Figure(figsize=(side * columns + 0.35, side * len(rows) * 1.04 + 0.3 * bool(len(column_labels))))
-    axes = drawn.subplots(len(rows), columns, squeeze=False)
+    height = side * len(rows) * 1.04 + 0.3 * bool(len(column_labels))
+    drawn, flat = _axes(side * columns + 0.35, height, columns, len(rows), bare=True)
+    axes = flat.reshape(-1, columns)
     for r, row in enumerate(rows):
         cmap = maps[r] if r < len(maps) else "gray"
         low, high = _range(row, cmap)
-        for c in range(columns):
-            bare(axes[r, c])
-            if c < len(row):
-                axes[r, c].imshow(_displayable(row[c]), cmap=cmap, vmin=low, vmax=high)
+        for axis, image in zip(axes[r], row, strict=False):
+            axis.imshow(_displayable(image), cmap=cmap, vmin=low, vmax=high)
         axes[r, 0].set_ylabel(row_labels[r])
     for c, label in enumerate(column_labels):
         axes[0, c].set_title(str(label).replace("/", "\n"), fontsize=7)
     for c, mask in enumerate(outlines):
         if mask.any():
-            axes[0, c].contour(mask.astype(float), [0.5], colors="#E69F00", linewidths=0.9)
+            axes[0, c].contour(mask.astype(float), [0.5], colors=OUTLINE, linewidths=0.9)
     return drawn
 
 
-def bare(axes: Axes) -> None:
-    """An axes for a picture: no ticks, no frame, no grid."""
-    axes.set(xticks=[], yticks=[])
-    axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+def _axes(width: float, height: float, columns: int, rows: int = 1, *, bare: bool = False) -> tuple[Figure, np.ndarray]:
+    """A figure of that size, inches, and its axes, row by row; bare ones, for pictures, have no ticks, frame or grid."""
+    drawn = Figure(figsize=(width, height))
+    axes = drawn.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes if bare else ():
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+        axis.spines[:].set_visible(False)
+    return drawn, axes
 
 
 def _displayable(image: np.ndarray) -> np.ndarray:
@@ -158,39 +145,29 @@ def _range(row: np.ndarray | Sequence[np.ndarray], cmap: str) -> tuple[float, fl
 
 
 # --- 01 data exploration
-
-
-@figure
 def dataset(images: np.ndarray, masks: np.ndarray, titles: np.ndarray) -> Figure:
     """Whole images, good and of every defect, their masks outlined: images [N, C, H, W] in [0, 1], masks [N, H, W]."""
     half = (len(images) + 1) // 2
-    drawn = Figure(figsize=(1.75 * half, 3.8))
-    axes = drawn.subplots(2, half, squeeze=False).ravel()
-    for axis in axes:
-        bare(axis)
+    drawn, axes = _axes(1.75 * half, 3.8, half, 2, bare=True)
     for axis, image, mask, title in zip(axes, images, masks, titles, strict=False):
         axis.imshow(_displayable(image), vmin=0, vmax=1)
         axis.set_title(str(title))
         if mask.any():
-            axis.contour(mask.astype(float), [0.5], colors="#E69F00", linewidths=1)
+            axis.contour(mask.astype(float), [0.5], colors=OUTLINE, linewidths=1)
     return drawn
 
 
-@figure
 def crops(plain: np.ndarray, augmented: np.ndarray) -> Figure:
     """Random crops [n, C, c, c] without and with the augmentations."""
     return grid([plain, augmented], ["random crop", "+ flips, turns"])
 
 
-@figure
 def statistics(
     grey_levels: np.ndarray, normal: np.ndarray, defective: np.ndarray, defect_area: np.ndarray, defects: np.ndarray
 ) -> Figure:
     """Grey-level densities of normal and defective pixels, and the share of the image each defect covers."""
-    drawn = Figure(figsize=(7, 2.4))
-    left, right = drawn.subplots(1, 2)
-    left.plot(grey_levels, normal, label="normal pixels")
-    left.plot(grey_levels, defective, label="pixels inside masks")
+    drawn, (left, right) = _axes(7, 2.4, 2)
+    left.plot(grey_levels, np.stack([normal, defective], axis=1), label=["normal pixels", "pixels inside masks"])
     left.set(xlabel="grey level", ylabel="density", ylim=(0, None))
     left.legend()
     names = sorted(set(defects.tolist()))
@@ -202,14 +179,11 @@ def statistics(
 
 
 # --- 02 VAE training
-
-
-@figure
 def learning_curve(history: np.ndarray) -> Figure:
     """Loss terms per crop [steps, 2] (binary cross-entropy, KL), nats, raw and as a running mean."""
-    drawn = Figure(figsize=(7, 2.4))
+    drawn, axes = _axes(7, 2.4, 2)
     width = max(1, len(history) // 40)
-    for axis, term, name in zip(drawn.subplots(1, 2), history.T, ("binary cross-entropy", "KL divergence"), strict=True):
+    for axis, term, name in zip(axes, history.T, ("binary cross-entropy", "KL divergence"), strict=True):
         axis.plot(np.arange(1, len(term) + 1), term, lw=0.5, alpha=0.4, color="C0")
         mean = np.convolve(term, np.ones(width) / width, "valid")
         axis.plot(np.arange(len(mean)) + (width + 1) / 2, mean, color="C0")
@@ -218,14 +192,11 @@ def learning_curve(history: np.ndarray) -> Figure:
     return drawn
 
 
-@figure
 def snapshots(probe: np.ndarray, pictures: np.ndarray, steps: np.ndarray) -> Figure:
     """The probe crops [n, C, c, c] over their reconstructions after growing numbers of steps [K, n, C, c, c]."""
-    labels = ["crop"] + [f"step {s}" for s in steps]
-    return grid([probe, *pictures], labels, side=0.95)
+    return grid([probe, *pictures], ["crop", *(f"step {s}" for s in steps)], side=0.95)
 
 
-@figure
 def samples(pictures: np.ndarray) -> Figure:
     """Pictures decoded from z ~ N(0, 1), [n, C, c, c]."""
     half = len(pictures) // 2
@@ -233,42 +204,31 @@ def samples(pictures: np.ndarray) -> Figure:
 
 
 # --- 03 baseline reconstruction
-
-
-@figure
 def reconstruction(originals: np.ndarray, pictures: np.ndarray) -> Figure:
     """The article's first figure: originals over VAE reconstructions, [n, C, c, c]."""
     return grid([originals, pictures], ["original", "VAE"])
 
 
-@figure
 def residual(images: np.ndarray, pictures: np.ndarray, masks: np.ndarray, titles: np.ndarray) -> Figure:
     """Defects, their reconstructions and what is left: the defect, and every edge of the mesh."""
-    left = np.abs(images.astype(np.float32) - pictures.astype(np.float32)).mean(1)
+    left = np.abs(np.subtract(images, pictures, dtype=np.float32)).mean(1)
     return grid([images, pictures, left], ["image", "VAE", "|x - f(x)|"], titles, maps=["gray", "gray", CHANGE], outlines=masks)
 
 
-@figure
 def sharpness(frequency: np.ndarray, image: np.ndarray, picture: np.ndarray) -> Figure:
     """Power at each spatial frequency of normal crops and of their reconstructions: blur is the missing tail."""
-    drawn = Figure(figsize=(4.5, 2.5))
-    axis = drawn.subplots()
-    axis.semilogy(frequency, image, label="image")
-    axis.semilogy(frequency, picture, label="VAE reconstruction")
+    drawn, (axis,) = _axes(4.5, 2.5, 1)
+    axis.semilogy(frequency, np.stack([image, picture], axis=1), label=["image", "VAE reconstruction"])
     axis.set(xlabel="spatial frequency, cycles per pixel", ylabel="power")
     axis.legend()
     return drawn
 
 
 # --- 04 iterative projection
-
-
-@figure
 def energy_curves(reconstruction_energy: np.ndarray, distance: np.ndarray, lam: np.ndarray, names: np.ndarray) -> Figure:
     """The energy's two terms along the iterations, [T + 1, B]."""
-    drawn = Figure(figsize=(7, 2.5))
-    left, right = drawn.subplots(1, 2)
-    left.plot(reconstruction_energy, label=[str(n) for n in names])
+    drawn, (left, right) = _axes(7, 2.5, 2)
+    left.plot(reconstruction_energy, label=names.tolist())
     right.plot(float(lam) * distance)
     left.set(xlabel="iteration t", ylabel="$L_r(x_t)$", ylim=(0, None))
     right.set(xlabel="iteration t", ylabel=r"$\lambda\,|x_t - x_0|_1$", ylim=(0, None))
@@ -276,49 +236,40 @@ def energy_curves(reconstruction_energy: np.ndarray, distance: np.ndarray, lam: 
     return drawn
 
 
-@figure
 def iteration_strip(frames: np.ndarray, pictures: np.ndarray, iterations: np.ndarray) -> Figure:
     """x_t, f(x_t) and the change so far at some iterations, each [K, C, c, c]."""
-    change = np.abs(frames.astype(np.float32) - frames[0].astype(np.float32)).mean(1)
+    change = np.abs(np.subtract(frames, frames[0], dtype=np.float32)).mean(1)
     titles = [f"t = {t}" for t in iterations]
     return grid([frames, pictures, change], ["$x_t$", "$f(x_t)$", "$|x_t - x_0|$"], titles, maps=["gray", "gray", CHANGE])
 
 
-@figure
 def soft_mask(image: np.ndarray, picture: np.ndarray, gradient: np.ndarray) -> Figure:
     """One step taken apart: image, reconstruction, squared residual, gradient, and their product, each [C, c, c]."""
     image, picture, gradient = (a.astype(np.float32) for a in (image, picture, gradient))
     mask = (image - picture) ** 2
     parts = [image, picture, mask, gradient, mask * gradient]
     titles = ["$x_0$", "$f(x_0)$", "mask $(x_0 - f(x_0))^2$", r"gradient $\nabla E$", "mask x gradient"]
-    drawn = Figure(figsize=(8, 1.9))
-    for axis, part, title, cmap in zip(
-        drawn.subplots(1, 5), parts, titles, ["gray", "gray", CHANGE, SIGNED, SIGNED], strict=True
-    ):
-        part = part.mean(0)
+    cmaps = ["gray", "gray", CHANGE, SIGNED, SIGNED]
+    drawn, axes = _axes(8, 1.9, 5, bare=True)
+    for axis, part, title, cmap in zip(axes, [part.mean(0) for part in parts], titles, cmaps, strict=True):
         low, high = _range([np.clip(part, *np.quantile(part, [0.002, 0.998]))], cmap)
         axis.imshow(part, cmap=cmap, vmin=low, vmax=high)
-        bare(axis)
         axis.set_title(title)
     return drawn
 
 
-@figure
 def gradient_paths(images: np.ndarray, detached: np.ndarray, full: np.ndarray, masks: np.ndarray, titles: np.ndarray) -> Figure:
     """What the detached and the full gradient make of the same crops, and what each changed."""
-    images, detached, full = (a.astype(np.float32) for a in (images, detached, full))
-    rows = [images, detached, full, np.abs(detached - images).mean(1), np.abs(full - images).mean(1)]
+    changes = [np.abs(np.subtract(path, images, dtype=np.float32)).mean(1) for path in (detached, full)]
     labels = ["image", "detached", "full", "change,\ndetached", "change,\nfull"]
-    return grid(rows, labels, titles, maps=["gray"] * 3 + [CHANGE] * 2, outlines=masks)
+    return grid([images, detached, full, *changes], labels, titles, maps=["gray"] * 3 + [CHANGE] * 2, outlines=masks)
 
 
-@figure
 def lam_alpha(pictures: np.ndarray, alphas: np.ndarray, lams: np.ndarray) -> Figure:
     """The projected crop for each alpha (columns) and lam (rows), [L, A, C, c, c]."""
     return grid(list(pictures), [rf"$\lambda$ = {lam:g}" for lam in lams], [rf"$\alpha$ = {a:g}" for a in alphas])
 
 
-@figure
 def article_bugs(images: np.ndarray, changes: np.ndarray, names: np.ndarray, titles: np.ndarray) -> Figure:
     """What the article's loop changes, |x_T - x_0| [V, n, c, c], with each of its bugs by itself; one colour scale a row."""
     maps = ["gray", *[CHANGE] * len(changes)]
@@ -326,9 +277,6 @@ def article_bugs(images: np.ndarray, changes: np.ndarray, names: np.ndarray, tit
 
 
 # --- 05 figures
-
-
-@figure
 def comparison(
     images: np.ndarray, pictures: np.ndarray, projections: np.ndarray, masks: np.ndarray, titles: np.ndarray
 ) -> Figure:
@@ -336,14 +284,12 @@ def comparison(
     return grid([images, pictures, projections], ["test image", "VAE", "projection"], titles, outlines=masks, side=1.3)
 
 
-@figure
 def restoration(names: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> Figure:
     """PSNR to the scene without its defect, inside and outside the mask, [methods, images] each, dB.
 
     The first method is the test image: outside the mask it is nearly the truth itself, far above the others, and left out.
     """
-    drawn = Figure(figsize=(7, 2.5))
-    left, right = drawn.subplots(1, 2)
+    drawn, (left, right) = _axes(7, 2.5, 2)
     panels = ((left, names, inside, "inside the mask"), (right, names[1:], outside[1:], "outside the mask"))
     for axis, methods, values, title in panels:
         finite = [row[np.isfinite(row)] for row in values]  # infinite where a picture is the truth itself
@@ -356,38 +302,28 @@ def restoration(names: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> F
 
 
 # --- 06 localization benchmark
-
-
-@figure
 def roc_pro(fpr: np.ndarray, recall: np.ndarray, pro: np.ndarray, names: np.ndarray) -> Figure:
     """ROC and PRO curves of the smoothed maps, [methods, points] each."""
-    drawn = Figure(figsize=(7.5, 3))
-    for axis, values, label in zip(drawn.subplots(1, 2), (recall, pro), ("recall", "per-region overlap"), strict=True):
-        for x, y, name in zip(fpr, values, names, strict=True):
-            axis.plot(x, y, label=str(name))
+    drawn, axes = _axes(7.5, 3, 2)
+    for axis, values, label in zip(axes, (recall, pro), ("recall", "per-region overlap"), strict=True):
+        axis.plot(fpr.T, values.T, label=names.tolist())
         axis.set(xlabel="false-positive rate", ylabel=label, xlim=(0, 0.3), ylim=(0, 1.01))
-    axis.legend(loc="lower right")
+    axes[1].legend(loc="lower right")
     return drawn
 
 
-@figure
 def gallery(images: np.ndarray, masks: np.ndarray, residuals: np.ndarray, maps: np.ndarray, titles: np.ndarray) -> Figure:
     """Whole images with their masks outlined, the VAE residual's map and the projection's, one column each."""
     rows = [images, _root(residuals), _root(maps)]
-    labels = ["image", "VAE residual", "projection"]
-    return grid(rows, labels, titles, maps=["gray", CHANGE, CHANGE], outlines=masks, side=1.35)
+    return grid(rows, ["image", "VAE residual", "projection"], titles, maps=["gray", CHANGE, CHANGE], outlines=masks, side=1.35)
 
 
-@figure
 def cases(images: np.ndarray, masks: np.ndarray, maps: np.ndarray, titles: np.ndarray) -> Figure:
     """The images localized best and worst, with their anomaly maps."""
     return grid([images, _root(maps)], ["image", "anomaly map"], titles, maps=["gray", CHANGE], outlines=masks, side=1.5)
 
 
 # --- 07 ablations
-
-
-@figure
 def ablation(**curves: np.ndarray) -> Figure:
     """Pixel AUROC, AUPRO and AP along each hyper-parameter; a dotted line marks the preset's own value.
 
@@ -395,10 +331,8 @@ def ablation(**curves: np.ndarray) -> Figure:
         curves: for each hyper-parameter ``name`` [3, K], its ``name_values`` [K] as text and ``name_own``, an index.
     """
     names = [key for key in curves if f"{key}_values" in curves]
-    columns = 4
-    rows = -(-len(names) // columns)
-    drawn = Figure(figsize=(2.0 * columns, 1.75 * rows))
-    axes = drawn.subplots(rows, columns, squeeze=False).ravel()
+    rows = -(-len(names) // 4)  # of four
+    drawn, axes = _axes(8, 1.75 * rows, 4, rows)
     for axis in axes[len(names) :]:
         axis.set_axis_off()
     for axis, name in zip(axes, names, strict=False):
@@ -411,84 +345,51 @@ def ablation(**curves: np.ndarray) -> Figure:
     return drawn
 
 
+# Every figure by its name, in the order of the notebooks.
+FIGURES: dict[str, Callable[..., Figure]] = {
+    function.__name__: function
+    for function in (
+        *(dataset, crops, statistics, learning_curve, snapshots, samples, reconstruction, residual, sharpness),
+        *(energy_curves, iteration_strip, soft_mask, gradient_paths, lam_alpha, article_bugs),
+        *(comparison, restoration, roc_pro, gallery, cases, ablation),
+    )
+}
+
+
 # --- animation
-
-
 def save_animation(frames: np.ndarray, image: np.ndarray, picture: np.ndarray, stem: Path) -> list[Path]:
     """The projection under way as GIF, WebP and an HTML player with a play bar, beside the image and its reconstruction.
 
     Args:
-        frames: x_0 ... x_T, [T + 1, C, c, c] in [0, 1].
+        frames: x_0 ... x_T, [T + 1, C, c, c] in [0, 1], T > 0.
         image, picture: x_0 and f(x_0), [C, c, c].
-        stem: path without ending.
-
-    Returns:
-        The three files.
+        stem: path without ending of the three files, which are returned.
     """
-    canvas = [_panel(image, picture, frame, f"projection, t = {t}") for t, frame in enumerate(frames)]
     # Every iteration of a short descent; of a long one the early ones, where most of it happens, more densely.
-    spaced = np.geomspace(1, len(canvas), MOST_FRAMES).round().astype(int) - 1
-    shown = np.unique(spaced).tolist() if len(canvas) > MOST_FRAMES else list(range(len(canvas)))
+    spaced = np.unique(np.geomspace(1, len(frames), MOST_FRAMES).round().astype(int) - 1)
+    shown = (spaced if len(frames) > MOST_FRAMES else np.arange(len(frames))).tolist()
+    moving = np.stack([_panel(image, picture, frames[t], f"projection, t = {t}") for t in shown])
     durations = [FRAME_MS] * (len(shown) - 1) + [HOLD_MS]
-    moving = np.stack([canvas[t] for t in shown])
     gif, webp, html = (stem.with_suffix(suffix) for suffix in (".gif", ".webp", ".html"))
     # A GIF packs even areas well and noise badly: 64 levels look the same and take well under half the bytes.
     iio.imwrite(gif, (moving[..., 0] if len(image) == 1 else moving) & 0xFC, duration=durations, loop=0)
     iio.imwrite(webp, moving, duration=durations, loop=0, quality=80)
-    html.write_text(_player([canvas[t] for t in shown], shown))
+    # The player holds its frames, so that it plays offline.
+    encoded = [base64.b64encode(iio.imwrite("<bytes>", pixels, extension=".webp", quality=85)).decode() for pixels in moving]
+    data = json.dumps({"frames": [f"data:image/webp;base64,{text}" for text in encoded], "t": shown})
+    player = PLAYER.read_text().replace("__LAST__", str(len(shown) - 1)).replace("__MS__", str(FRAME_MS))
+    html.write_text(player.replace("__DATA__", data))
     return [gif, webp, html]
 
 
 def _panel(image: np.ndarray, picture: np.ndarray, frame: np.ndarray, caption: str) -> np.ndarray:
     """uint8 [h, w, 3]: three pictures side by side, a caption over each."""
-    pictures = [np.atleast_3d((_displayable(a).clip(0, 1) * 255).round().astype(np.uint8)) for a in (image, picture, frame)]
-    side, gap, head = pictures[0].shape[0] * max(1, PANEL // pictures[0].shape[0]), 4, 18
+    levels = [(_displayable(a).clip(0, 1) * 255).round().astype(np.uint8) for a in (image, picture, frame)]
+    side, gap, head = len(levels[0]) * max(1, PANEL // len(levels[0])), 4, 18
     sheet = Image.new("RGB", (3 * side + 2 * gap, side + head), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, (pixels, text) in enumerate(zip(pictures, ("test image", "VAE reconstruction", caption), strict=True)):
-        tile = Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy())
-        sheet.paste(tile.resize((side, side), Image.Resampling.NEAREST), (i * (side + gap), head))
-        draw.text((i * (side + gap) + 2, 3), text, fill="black")
+    for i, (pixels, text) in enumerate(zip(levels, ("test image", "VAE reconstruction", caption), strict=True)):
+        left = i * (side + gap)
+        sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (left, head))
+        draw.text((left + 2, 3), text, fill="black")
     return np.asarray(sheet)
-
-
-def _player(canvas: Sequence[np.ndarray], iterations: Sequence[int]) -> str:
-    """One HTML file that plays the frames offline."""
-    encoded = []
-    for pixels in canvas:
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "WEBP", quality=85)
-        encoded.append("data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode())
-    data = json.dumps({"frames": encoded, "t": [int(t) for t in iterations]})
-    return PLAYER.replace("__DATA__", data).replace("__LAST__", str(len(encoded) - 1)).replace("__MS__", str(FRAME_MS))
-
-
-PLAYER = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Projection, iteration by iteration</title>
-<style>
-  body { font: 15px system-ui, sans-serif; max-width: 800px; margin: 2em auto; padding: 0 1em; color: #222 }
-  img { width: 100%; image-rendering: pixelated } .bar { display: flex; gap: 1em; align-items: center }
-  input { flex: 1 } button { width: 5em; padding: .4em } output { width: 5em; text-align: right }
-</style>
-<h1>Projection, iteration by iteration</h1>
-<img id="view" alt="test image, VAE reconstruction and projection">
-<div class="bar"><button id="play">Pause</button>
-<input id="bar" type="range" min="0" max="__LAST__" value="0" aria-label="iteration"><output id="t"></output></div>
-<p>Left the test image, in the middle what the VAE makes of it, right the image as gradient descent on its pixels moves it.</p>
-<script>
-const data = __DATA__;
-const [view, bar, play, t] = ["view", "bar", "play", "t"].map(id => document.getElementById(id));
-let timer = null;
-function show(i) { bar.value = i; view.src = data.frames[i]; t.textContent = "t = " + data.t[i]; }
-function stop() { clearInterval(timer); timer = null; play.textContent = "Play"; }
-function start() {
-  play.textContent = "Pause";
-  if (+bar.value === +bar.max) show(0);
-  timer = setInterval(() => +bar.value < +bar.max ? show(+bar.value + 1) : stop(), __MS__);
-}
-play.onclick = () => timer ? stop() : start();
-bar.oninput = () => { stop(); show(+bar.value); };
-show(0); start();
-</script></html>
-"""

@@ -1,7 +1,6 @@
 """SynthGrid: a seeded, rendered stand-in for the category `grid` of MVTec AD, in the same layout on disk.
 
-Scenes come from `mesh.py`, defects from `defects.py`; here they become 8-bit images with exact masks, and a folder
-that is written whole or not at all.
+Here the scenes of `mesh.py` and the defects of `defects.py` become 8-bit images with exact masks, and a folder of them.
 """
 
 import json
@@ -26,15 +25,8 @@ from .mesh import draw_mesh, radiance
 VERSION = 1  # raise when pixel values change
 MARKER = "synthgrid.json"  # the settings of a set, in its folder
 DEFECTS = tuple(PAINTERS)
-COUNTS: dict[str, int] = {  # MVTec AD, category grid
-    "train/good": 264,
-    "test/good": 21,
-    "test/bent": 12,
-    "test/broken": 12,
-    "test/glue": 11,
-    "test/metal_contamination": 11,
-    "test/thread": 11,
-}
+COUNTS = {"train/good": 264, "test/good": 21}  # of MVTec AD's category grid
+COUNTS |= {f"test/{defect}": n for defect, n in zip(DEFECTS, (12, 12, 11, 11, 11), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ class Scene:
     """One rendered image and its truth, each uint8 [size, size]."""
 
     image: np.ndarray  # 0..255
-    mask: np.ndarray  # 0 or 255; outside it `image` equals `clean`
+    mask: np.ndarray  # 0 or 255, empty for "good"; outside it `image` equals `clean`
     clean: np.ndarray  # 0..255, the same scene with the same noise, without the defect
 
 
@@ -56,11 +48,8 @@ def render(kind: str, index: int, *, seed: int = 0, size: int = 1024, split: Lit
         size: side in pixels, >= 64.
         split: "train" or "test"; defects exist in "test" only.
 
-    Returns:
-        Scene of uint8 arrays [size, size]; for "good" the mask is empty and `image` equals `clean`.
-
     Raises:
-        ValueError: an argument is outside the ranges above.
+        ValueError: an argument is outside these ranges.
     """
     if f"{split}/{kind}" not in COUNTS:
         raise ValueError(f"no such images in SynthGrid: {split}/{kind}")
@@ -88,44 +77,33 @@ def _expose(grey: np.ndarray) -> np.ndarray:
 
 
 def write_synthgrid(
-    data_root: Path,
-    *,
-    seed: int = 0,
-    size: int = 1024,
-    counts: Mapping[str, int] | None = None,
-    progress: bool = True,
-    workers: int | None = None,
+    root: Path, *, seed: int = 0, size: int = 1024, counts: Mapping[str, int] = COUNTS, progress: bool = True, workers: int = 0
 ) -> Path:
-    """Render SynthGrid into `data_root/grid` in the layout of MVTec AD, whole or not at all.
+    """Render SynthGrid into the folder `root/grid` in the layout of MVTec AD, whole or not at all, and return that folder.
 
     Beside MVTec AD's folders there is `clean/<defect>/NNN.png`, each defective scene without its defect. A second process
     waits for the first. Pixel values depend on seed and size only; the bytes of the files also on the zlib build.
 
     Args:
-        data_root: folder of category folders; made if missing.
-        seed: of the whole set, >= 0.
-        size: side in pixels, >= 64.
-        counts: images per "train/good", "test/good", "test/<defect>"; missing keys mean 0. Default `COUNTS`.
+        root: folder of category folders; made if missing. If `root/grid` already holds this very set, nothing is done.
+        seed, size: as for `render`.
+        counts: images per "train/good", "test/good", "test/<defect>"; missing keys mean 0.
         progress: show a progress bar.
-        workers: threads (numpy and the PNG writer release the interpreter lock). Default: all cores, at most 8.
-
-    Returns:
-        The folder `data_root/grid`. If it already holds this very set, nothing is done.
+        workers: threads (numpy and the PNG writer release the interpreter lock); 0: all cores, at most 8.
 
     Raises:
-        UserError: `data_root/grid` holds anything else. Nothing is touched.
+        UserError: `root/grid` holds anything else. Nothing is touched.
         ValueError: seed, size or counts are out of range.
     """
-    data_root = Path(data_root)
-    counts = {name: n for name, n in sorted((COUNTS if counts is None else counts).items()) if n}
+    counts = {name: n for name, n in sorted(counts.items()) if n}
     if not set(counts) <= set(COUNTS) or min(counts.values(), default=0) < 0 or seed < 0 or size < 64:
         raise ValueError(f"need seed >= 0, size >= 64, counts >= 0 of {sorted(COUNTS)}; got {seed}, {size}, {counts}")
     settings = {"name": "SynthGrid", "version": VERSION, "seed": seed, "size": size, "counts": counts}
-    target = data_root / "grid"
+    target = root / "grid"
     if _is_complete(target, settings):  # before the lock, which a read-only folder would not allow
         return target
-    data_root.mkdir(parents=True, exist_ok=True)
-    with FileLock(data_root / ".synthgrid.lock"):  # freed when the process ends, however it ends
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".synthgrid.lock"):  # freed when the process ends, however it ends
         if _is_complete(target, settings):  # another process has just made it
             return target
         with written_whole(target) as staged:
@@ -150,7 +128,7 @@ def _is_complete(target: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
-def _render_all(folder: Path, settings: dict[str, Any], progress: bool, workers: int | None) -> None:
+def _render_all(folder: Path, settings: dict[str, Any], progress: bool, workers: int) -> None:
     """Write every scene of the set; at an error or interrupt, return only when no thread writes any more."""
     jobs = [(name, index) for name, n in settings["counts"].items() for index in range(n)]
     pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))
@@ -167,8 +145,7 @@ def _write_scene(folder: Path, name: str, index: int, seed: int, size: int) -> N
     scene = render(kind, index, seed=seed, size=size, split="train" if split == "train" else "test")
     files = {f"{name}/{index:03d}.png": scene.image}
     if kind != "good":
-        files[f"ground_truth/{kind}/{index:03d}_mask.png"] = scene.mask
-        files[f"clean/{kind}/{index:03d}.png"] = scene.clean
+        files |= {f"ground_truth/{kind}/{index:03d}_mask.png": scene.mask, f"clean/{kind}/{index:03d}.png": scene.clean}
     for path, pixels in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / path, compress_level=1)

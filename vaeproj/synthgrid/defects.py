@@ -5,6 +5,7 @@ the damaged radiance. Points are (x, y) in fractions of the side, origin top lef
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
@@ -13,42 +14,38 @@ from scipy.spatial import cKDTree
 from .mesh import HALF_WIDTH, SPACING, Cut, Mesh, radiance, smooth_step, wave
 
 Range = tuple[float, float]
+Wires = dict[Cut, list[np.ndarray]]  # for each missing piece of a strand the curves [n, 2] of the wires in its place
 
 
 def bent(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray:
     """One to three legs of strands are pushed into an S."""
-    cuts, wires = [], []
-    for _ in range(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2])):
-        strand, centre = _site(mesh, rng)
-        half = rng.uniform(0.16, 0.26)
-        ends = _on_strand(mesh, strand, centre + np.array([-1, 1]) * (half + 0.04))
+    wires: Wires = {}
+    for cut in _cuts(mesh, rng, [0.4, 0.4, 0.2], (0.16, 0.26)):
+        ends = _on_strand(mesh, cut, np.array([-1, 1]) * (cut.half_length + 0.04))
         chord = ends[1] - ends[0]
         side = np.array([-chord[1], chord[0]]) * rng.choice([-1, 1]) * rng.uniform(0.2, 0.5)
         steps, sway = np.array([[0, 0.12, 0.3, 0.55, 0.45, 0.7, 0.88, 1], [0, 0, 0.7, 0.9, -0.9, -0.7, 0, 0]])
         steps[2:6] += rng.normal(0, 0.05, 4)
         sway[2:6] += rng.normal(0, 0.3, 4)
-        cuts.append(Cut(strand, centre, half))
-        wires.append(_curve(ends[0] + steps[:, None] * chord + sway[:, None] * side))
-    return _rewire(mesh, rng, cuts, wires, width=(0.6, 0.85), tone=(75, 100), gloss=(20, 90))
+        wires[cut] = [_curve(ends[0] + steps[:, None] * chord + sway[:, None] * side)]
+    return _rewire(mesh, rng, wires, width=(0.6, 0.85), tone=(75, 100), gloss=(20, 90))
 
 
 def broken(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray:
     """One to three legs are torn: background shows, the ends curl away."""
-    cuts, wires = [], []
-    for _ in range(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])):
-        strand, centre = _site(mesh, rng)
-        half = rng.uniform(0.08, 0.24)
-        cuts.append(Cut(strand, centre, half))
+    wires: Wires = {}
+    for cut in _cuts(mesh, rng, [0.5, 0.3, 0.2], (0.08, 0.24)):
+        wires[cut] = []
         for sign in (-1, 1):
-            path = list(_on_strand(mesh, strand, centre + sign * np.array([half + 0.06, half])))
+            path = list(_on_strand(mesh, cut, sign * np.array([cut.half_length + 0.06, cut.half_length])))
             step = (path[1] - path[0]) * rng.uniform(0.5, 1.3)
             turn = rng.normal(0, 0.8)
             cos, sin = math.cos(turn), math.sin(turn)
             for _ in range(rng.integers(1, 4)):
                 step = np.array([cos * step[0] - sin * step[1], sin * step[0] + cos * step[1]])
                 path.append(path[-1] + step)
-            wires.append(_curve(np.array(path)))
-    return _rewire(mesh, rng, cuts, wires, width=(0.55, 0.9), tone=(70, 95), gloss=(10, 90))
+            wires[cut].append(_curve(np.array(path)))
+    return _rewire(mesh, rng, wires, width=(0.55, 0.9), tone=(70, 95), gloss=(10, 90))
 
 
 def glue(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray:
@@ -59,9 +56,8 @@ def glue(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray:
     x, y, r = _blob(rng, size, radius)
     rows, columns = np.nonzero(r < 1.3)
     x, y, r = (a[rows, columns] for a in (x, y, r))
-    bulge = 0.45 * strength * (1 - np.clip(r, 0, 1) ** 2)
     pull = rng.normal(0, 0.5, 2)
-    shift = radius * size * bulge
+    shift = radius * size * (0.45 * strength * (1 - np.clip(r, 0, 1) ** 2))  # most where the drop is thickest
     behind = map_coordinates(grey, [rows + shift * pull[0], columns + shift * pull[1]], order=1, mode="nearest")
     drop = behind + strength * (rng.uniform(5, 30) - 0.45 * (behind - behind.mean()))
     drop -= strength * rng.uniform(60, 100) * np.exp(-(((r - 0.9) / 0.14) ** 2)) * (0.7 + 0.3 * np.clip(y + x, -1, 1))
@@ -83,9 +79,9 @@ def metal_contamination(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) 
     arc = _curve(centre + spiral[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=-1))
     half_width = rng.uniform(0.006, 0.012)
     shadow, edge = arc - 0.006 * mesh.lamp, arc[20:70] + 0.5 * half_width * mesh.lamp
-    _stroke(grey, mesh, shadow, 1.25 * half_width, mesh.edge_grey - 12, 0, opacity=rng.uniform(0.5, 0.9))
-    _stroke(grey, mesh, arc, half_width, rng.uniform(55, 110), rng.uniform(70, 170))
-    _stroke(grey, mesh, edge, 0.25 * half_width, rng.uniform(150, 235), 0)
+    _stroke(grey, mesh, shadow, 1.25 * half_width, mesh.edge_grey - 12, 0, rng.uniform(0.5, 0.9))
+    _stroke(grey, mesh, arc, half_width, rng.uniform(55, 110), rng.uniform(70, 170), 1)
+    _stroke(grey, mesh, edge, 0.25 * half_width, rng.uniform(150, 235), 0, 1)
     return grey
 
 
@@ -98,8 +94,7 @@ def thread(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray
         length = rng.uniform(0.06, 0.12)
         for _ in range(rng.integers(60, 140)):
             _fibre(density, rng, start + rng.normal(0, 0.14 * length, 2), heading, length * rng.uniform(0.5, 1), 0.9)
-        density = gaussian_filter(density, 0.0006 * size) + gaussian_filter(density, 0.006 * size)
-        density *= rng.uniform(0.4, 1.0)
+        density = (gaussian_filter(density, 0.0006 * size) + gaussian_filter(density, 0.006 * size)) * rng.uniform(0.4, 1.0)
         tone = rng.uniform(45, 75)
     else:
         for _ in range(rng.integers(1, 4)):
@@ -113,14 +108,17 @@ def thread(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray
 PAINTERS = {"bent": bent, "broken": broken, "glue": glue, "metal_contamination": metal_contamination, "thread": thread}
 
 
-def _site(mesh: Mesh, rng: np.random.Generator) -> tuple[int, float]:
-    """A strand and the phase at the middle of one of its legs, mostly inside the image."""
-    row, column = (rng.uniform(0.08, 0.92, 2) * len(mesh.u)).astype(int)
-    return int(np.rint(mesh.v[row, column])), math.floor(mesh.u[row, column] * 2) / 2 + 0.25
+def _cuts(mesh: Mesh, rng: np.random.Generator, shares: list[float], half_length: Range) -> Iterator[Cut]:
+    """One to three legs of strands, as likely as shares [3] say; each is drawn after all that the one before it needed."""
+    for _ in range(rng.choice([1, 2, 3], p=shares)):
+        row, column = (rng.uniform(0.08, 0.92, 2) * len(mesh.u)).astype(int)  # mostly inside the image
+        centre = math.floor(mesh.u[row, column] * 2) / 2 + 0.25  # the middle of a leg
+        yield Cut(int(np.rint(mesh.v[row, column])), centre, rng.uniform(*half_length))
 
 
-def _on_strand(mesh: Mesh, strand: int, phase: np.ndarray) -> np.ndarray:
-    """Points [n, 2] on the centre line of a strand, where u equals phase [n]."""
+def _on_strand(mesh: Mesh, cut: Cut, waves: np.ndarray) -> np.ndarray:
+    """Points [n, 2] on the centre line of the cut strand, waves [n] along it from the middle of the cut."""
+    strand, phase = cut.strand, cut.centre + waves
     height, _ = wave(phase + 0.5 * (strand & 1))
     target = np.stack([phase, strand + mesh.offsets[strand & 63] + height / SPACING], axis=-1)
     last = len(mesh.u) - 1
@@ -142,34 +140,31 @@ def _curve(points: np.ndarray, samples: int = 96) -> np.ndarray:
     return gaussian_filter(line, (samples / len(points) / 1.8, 0), mode="nearest")
 
 
-def _rewire(
-    mesh: Mesh, rng: np.random.Generator, cuts: list[Cut], wires: list[np.ndarray], width: Range, tone: Range, gloss: Range
-) -> np.ndarray:
-    """Radiance with pieces of strands replaced by wires [n, 2]; width in strands, tone and gloss in grey levels."""
-    grey = radiance(mesh, cuts)
-    for wire in wires:
-        _stroke(grey, mesh, wire, HALF_WIDTH * rng.uniform(*width), rng.uniform(*tone), rng.uniform(*gloss))
+def _rewire(mesh: Mesh, rng: np.random.Generator, wires: Wires, width: Range, tone: Range, gloss: Range) -> np.ndarray:
+    """Radiance with pieces of strands replaced by wires; width in strands, tone and gloss in grey levels."""
+    grey = radiance(mesh, list(wires))
+    for curves in wires.values():
+        for curve in curves:
+            _stroke(grey, mesh, curve, HALF_WIDTH * rng.uniform(*width), rng.uniform(*tone), rng.uniform(*gloss), 1)
     return grey
 
 
-def _stroke(
-    grey: np.ndarray, mesh: Mesh, points: np.ndarray, half_width: float, tone: float, gloss: float, opacity: float = 1
-) -> None:
+def _stroke(grey: np.ndarray, mesh: Mesh, curve: np.ndarray, radius: float, tone: float, gloss: float, opacity: float) -> None:
     """Paint a round wire along a curve [n, 2]: dark edges, a face of grey `tone`, a highlight of grey `gloss`."""
     size = len(grey)
-    left, top = np.clip(np.floor((points.min(0) - 2 * half_width) * size).astype(int), 0, size - 1)
-    right, bottom = np.clip(np.ceil((points.max(0) + 2 * half_width) * size).astype(int) + 1, 1, size)
+    left, top = np.clip(np.floor((curve.min(0) - 2 * radius) * size).astype(int), 0, size - 1)
+    right, bottom = np.clip(np.ceil((curve.max(0) + 2 * radius) * size).astype(int) + 1, 1, size)
     window = grey[top:bottom, left:right]
     pixels = np.mgrid[left:right, top:bottom].T / size + 0.5 / size  # [bottom - top, right - left, 2]
-    distance, nearest = cKDTree(points).query(pixels)
-    tangent = np.gradient(points, axis=0)
+    distance, nearest = cKDTree(curve).query(pixels)
+    tangent = np.gradient(curve, axis=0)
     normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=-1)
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
-    s = np.clip(((pixels - points[nearest]) * normal[nearest]).sum(-1) / half_width, -1, 1)
+    s = np.clip(((pixels - curve[nearest]) * normal[nearest]).sum(-1) / radius, -1, 1)
     lit = (normal @ mesh.lamp)[nearest]
     metal = tone - (tone - mesh.edge_grey) * smooth_step(np.abs(s), 0.35, 1.0)
     metal = metal + gloss * np.exp(-(((s - 0.45 * lit) / 0.28) ** 2)) * np.abs(lit)
-    alpha = opacity * np.clip(0.5 + (half_width - distance) / mesh.softness, 0, 1)
+    alpha = opacity * np.clip(0.5 + (radius - distance) / mesh.softness, 0, 1)
     window += (alpha * (metal - window)).astype(np.float32)
 
 
@@ -186,15 +181,12 @@ def _blob(rng: np.random.Generator, size: int, radius: float) -> tuple[np.ndarra
     return x, y, np.sqrt(r2) / lobes
 
 
-def _fibre(
-    density: np.ndarray, rng: np.random.Generator, middle: np.ndarray, heading: float, length: float, bend: float
-) -> None:
-    """Add one thin curved fibre, about one unit of density to each pixel that it crosses."""
+def _fibre(density: np.ndarray, rng: np.random.Generator, at: np.ndarray, heading: float, length: float, bend: float) -> None:
+    """Add one thin curved fibre, its middle at (x, y): about one unit of density to each pixel that it crosses."""
     size = len(density)
     samples = int(3 * length * size) + 2
     angle = heading + _curve(np.cumsum(rng.normal(0, bend, (7, 2)), axis=0), samples)[:, 0]
-    steps = length / samples * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-    path = np.cumsum(steps, axis=0)
-    x, y = ((path - path[samples // 2] + middle) * size).astype(int).T
+    path = np.cumsum(length / samples * np.stack([np.cos(angle), np.sin(angle)], axis=-1), axis=0)
+    x, y = ((path - path[samples // 2] + at) * size).astype(int).T
     inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
     np.add.at(density, (y[inside], x[inside]), np.float32(1 / 3))

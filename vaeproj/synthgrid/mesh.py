@@ -52,7 +52,15 @@ def draw_mesh(rng: np.random.Generator, size: int) -> Mesh:
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
     x, y = axis[None, :], axis[:, None]
     turn = rng.uniform(0, math.pi)
-    u, v = _lattice(rng, x, y, turn)
+    cos, sin = math.cos(turn), math.sin(turn)  # the lattice: turned, tilted, a little wavy
+    scale = rng.uniform(0.945, 1.025)
+    tilt = rng.normal(0, 0.012, 2).astype(np.float32)
+    depth = 1 + tilt[0] * x + tilt[1] * y
+    wobble = 0.0018 * rng.uniform(0.3, 1)
+    along = (cos * x + sin * y) / depth + _field(rng, 5, size, wobble)
+    across = (cos * y - sin * x) / depth + _field(rng, 5, size, wobble)
+    u = along * (1 / (PERIOD * scale)) + rng.uniform(0, 1)
+    v = across * (1 / (SPACING * scale)) + rng.uniform(0, 2)
     gloss = rng.beta(0.6, 0.6)  # 0: dull flat light, 1: bright back light with soft shadows
     lamp_angle = rng.uniform(0, 2 * math.pi)
     lamp = np.array([math.cos(lamp_angle), math.sin(lamp_angle)])
@@ -63,38 +71,15 @@ def draw_mesh(rng: np.random.Generator, size: int) -> Mesh:
     for _ in range(rng.poisson(2)):  # dust is normal
         _dust(background, rng)
     edge_grey = rng.uniform(45, 56) - 6 * gloss
-    return Mesh(
-        u=u,
-        v=v,
-        background=background,
-        light=light,
-        grain=_field(rng, 200, size, 1),
-        strand=_strand(rng, turn, lamp, edge_grey, gloss),
-        offsets=rng.normal(0, 0.012, 64).astype(np.float32),
-        web=rng.uniform(0.004, 0.008),
-        edge_grey=edge_grey,
-        lamp=lamp,
-        softness=max(0.0055, 1.2 / size),
-    )
-
-
-def _lattice(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, turn: float) -> tuple[np.ndarray, np.ndarray]:
-    """Lattice coordinates u, v of the pixels (x [1, size], y [size, 1] in -0.5..0.5): turned, tilted, a little wavy."""
-    scale = rng.uniform(0.945, 1.025)
-    tilt = rng.normal(0, 0.012, 2).astype(np.float32)
-    depth = 1 + tilt[0] * x + tilt[1] * y
-    wobble = 0.0018 * rng.uniform(0.3, 1)
-    cos, sin = math.cos(turn), math.sin(turn)
-    along = (cos * x + sin * y) / depth + _field(rng, 5, x.size, wobble)
-    across = (cos * y - sin * x) / depth + _field(rng, 5, x.size, wobble)
-    return along * (1 / (PERIOD * scale)) + rng.uniform(0, 1), across * (1 / (SPACING * scale)) + rng.uniform(0, 2)
+    grain = _field(rng, 200, size, 1)
+    strand = _strand(rng, turn, lamp, edge_grey, gloss)
+    offsets = rng.normal(0, 0.012, 64).astype(np.float32)
+    web = rng.uniform(0.004, 0.008)
+    return Mesh(u, v, background, light, grain, strand, offsets, web, edge_grey, lamp, softness=max(0.0055, 1.2 / size))
 
 
 def _field(rng: np.random.Generator, cells: int, size: int, std: float, stretch: float = 1) -> np.ndarray:
-    """Smooth random field, float32 [size, size]: white noise on knots, cubic B-spline between.
-
-    The knots are side/cells apart along y and stretch times as far along x.
-    """
+    """Random field, float32 [size, size]: cubic B-spline of white noise, knots side/cells apart, along x stretch times that."""
     down, down_weights = _spline(cells, size)
     right, right_weights = _spline(max(round(cells / stretch), 1), size)
     knots = rng.standard_normal((down[-1] + 4, right[-1] + 4), dtype=np.float32) * std
@@ -139,7 +124,7 @@ def smooth_step(value: np.ndarray, low: float, high: float) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
-def _strand(rng: np.random.Generator, turn: float, lamp: np.ndarray, edge_grey: float, gloss: float) -> np.ndarray:
+def _strand(rng: np.random.Generator, turn: float, lamp: np.ndarray, dark: float, gloss: float) -> np.ndarray:
     """Texture of one strand over phase and offset from its mean line in -1..1 spacings: see `Mesh.strand`."""
     q = (np.arange(TABLE)[None, :] + 0.5) / TABLE * 2 - 1
     height, slope = wave((np.arange(TABLE)[:, None] + 0.5) / TABLE)
@@ -151,27 +136,12 @@ def _strand(rng: np.random.Generator, turn: float, lamp: np.ndarray, edge_grey: 
     # The normal of the strand in the image plane decides which flank faces the lamp and which the camera sees.
     normal_x = -slope * cosine * math.cos(turn) - cosine * math.sin(turn)
     normal_y = -slope * cosine * math.sin(turn) + cosine * math.cos(turn)
-    lit = normal_x * lamp[0] + normal_y * lamp[1]
+    lit = normal_x * lamp[0] + normal_y * lamp[1]  # -1..1: how much the flank at s = 1 faces the lamp
     view = rng.uniform(0, 2 * math.pi)
     seen = rng.uniform(0.05, 0.30) * (normal_x * math.cos(view) + normal_y * math.sin(view))
     flank = (s - seen) / rng.uniform(0.55, 0.75)  # -1..1 across the face
-    grey, sparkle = _shade(rng, s, flank, lit, crest, edge_grey, gloss)
-    outside = (np.abs(s) - 1) * half_width
 
-    # Soft contact shadow on the background; it fades before the table ends, where a pixel changes its pair of strands.
-    shadow = (0.18 + 0.26 * gloss) / (1 + (np.maximum(outside, 0) / (0.006 + 0.007 * gloss)) ** 2)
-    passed = 1 - shadow * (1 - smooth_step(np.abs(q), 0.45, 1))
-    return np.stack(np.broadcast_arrays(outside, grey, sparkle, passed), axis=-1).astype(np.float32)
-
-
-def _shade(
-    rng: np.random.Generator, s: np.ndarray, flank: np.ndarray, lit: np.ndarray, crest: np.ndarray, dark: float, gloss: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Grey and sparkle of a strand, each [TABLE, TABLE]: a flat face, flanks that fall off to grey `dark`, a bright rim.
-
-    Across the strand, [TABLE, TABLE]: s is -1..1 over its width, flank -1..1 over its face. Along it, [TABLE, 1], -1..1:
-    lit is how much the flank at s = 1 faces the lamp, crest the height of the centre line.
-    """
+    # A flat face, flanks that fall off to grey `dark`, a bright rim.
     steep = np.maximum(smooth_step(np.abs(flank), 0.5, 1.35), smooth_step(np.abs(s), 0.5, 1.1)) * np.sign(flank)
     face_grey = rng.uniform(90, 108) - 18 * gloss
     grey = face_grey * (1 + rng.uniform(0.10, 0.35) * np.clip(flank, -1, 1) * lit)
@@ -185,7 +155,13 @@ def _shade(
     grey = grey + (dark - grey) * contact  # a dark line where strands meet
     worn = smooth_step(crest * rng.choice([-1, 1]), 0.5, 1)  # rough where the sheet was sheared
     grey = grey + rng.normal(0, 9) * worn * np.exp(-((flank / 0.6) ** 4))
-    return grey, np.exp(-((flank / 0.8) ** 2)) * (3.5 + rng.uniform(1, 9) * worn)
+    sparkle = np.exp(-((flank / 0.8) ** 2)) * (3.5 + rng.uniform(1, 9) * worn)
+
+    # Soft contact shadow on the background; it fades before the table ends, where a pixel changes its pair of strands.
+    outside = (np.abs(s) - 1) * half_width
+    shadow = (0.18 + 0.26 * gloss) / (1 + (np.maximum(outside, 0) / (0.006 + 0.007 * gloss)) ** 2)
+    passed = 1 - shadow * (1 - smooth_step(np.abs(q), 0.45, 1))
+    return np.stack(np.broadcast_arrays(outside, grey, sparkle, passed), axis=-1).astype(np.float32)
 
 
 def radiance(mesh: Mesh, cuts: Sequence[Cut] = ()) -> np.ndarray:
@@ -216,6 +192,5 @@ def _look_up(mesh: Mesh, strand: np.ndarray, q: np.ndarray, cuts: Sequence[Cut])
         missing = (cut.half_length - np.abs(mesh.u - cut.centre)) * PERIOD
         here = (strand == cut.strand) & (missing > 0)
         outside = np.where(here, np.maximum(outside, missing), outside)
-        opened = passed + np.minimum(missing * 100, 1) * (np.maximum(passed, 0.95) - passed)
-        passed = np.where(here, opened, passed)
+        passed = np.where(here, passed + np.minimum(missing * 100, 1) * (np.maximum(passed, 0.95) - passed), passed)
     return outside, grey, passed
