@@ -1,111 +1,77 @@
-"""Claim: projecting many tiles at once is far faster than a loop over tiles, and gives the same anomaly maps.
+"""Claim: `projection.project`, many tiles at once, is far faster than a loop over tiles, and gives the same anomaly maps.
 
-The reference for speed takes one tile at a time through a plain VAE in eval mode, BatchNorm and all, as public
-implementations do. It is kinder than those: it asks autograd for the pixels' gradient only, not the weights'. The reference
-for accuracy is the same loop in fp32 throughout, batched. Ours is `vaeproj.projection.project`.
+The reference takes one tile at a time through a plain VAE in eval mode, BatchNorm and all, as public implementations do. It is
+kinder than those: it asks autograd for the pixels' gradient only. Its maps are made in fp32 throughout, and in batches.
 """
 
-from __future__ import annotations
-
 import statistics
-from typing import NamedTuple
+from functools import partial
 
 import torch
-from _common import Bench
+from _common import Bench, run
 from _reference import PlainVAE, precision
 from torch import Tensor
 
-from vaeproj.config import Config
-from vaeproj.crops import tile, to_device, to_unit
-from vaeproj.localization import anomaly_maps, difference, evaluate, projection_score, smooth
+from vaeproj.crops import tile, to_unit
+from vaeproj.device import projection_dtype
+from vaeproj.localization import anomaly_maps, change_score, projection_score, smooth
+from vaeproj.metrics import evaluate
+from vaeproj.model import frozen
 from vaeproj.projection import project
+from vaeproj.training import fit
 
-
-class Sizes(NamedTuple):
-    """Training steps, iterations, stride, tiles of the reference and test images of ours for speed, images for accuracy."""
-
-    steps: int
-    iterations: int
-    stride: int
-    loop_tiles: int
-    speed_images: int
-    repeats: int
-    map_images: int
-
-
-SIZES = {
-    "small": Sizes(2, 2, 32, 1, 1, 1, 7),
-    "cpu": Sizes(100, 20, 128, 4, 8, 3, 8),
-    "cuda": Sizes(300, 100, 32, 20, 24, 3, 16),
+SIZES = {  # images: of the test set; loop_tiles: how many of their tiles the reference for speed takes
+    "small": {"steps": 2, "images": 7, "stride": 32, "iterations": 2, "loop_tiles": 1},
+    "cpu": {"steps": 100, "images": 8, "stride": 128, "iterations": 20, "loop_tiles": 4},
+    "cuda": {"steps": 300, "images": 24, "stride": 32, "iterations": 100, "loop_tiles": 20},
 }
-BATCH = 256  # tiles of the accurate reference at once
 
 
-def reference(vae: PlainVAE, tiles: Tensor, config: Config) -> Tensor:
-    """x_T of tiles [B, C, H, W] in [0, 1] by the update as the paper writes it, gradient through the VAE."""
-    x = tiles
-    for _ in range(config.iterations):
-        x = x.detach().requires_grad_()
-        picture = vae(x)[0]
-        energy = (x - picture).square().sum() + config.lam * (x - tiles).abs().sum()
-        (gradient,) = torch.autograd.grad(energy, x)
-        x = (x - config.alpha * gradient * (x - picture).square()).clamp(0, 1)
-    return x.detach()
-
-
-def main() -> None:
+def main(bench: Bench) -> None:
     """Time both, compare their maps, print table and JSON."""
-    bench = Bench.start(__file__, __doc__ or "")
-    sizes = SIZES[bench.scale]
-    config = bench.config("quick", steps=sizes.steps, iterations=sizes.iterations, stride=sizes.stride)
-    images = bench.train_images(config)
-    vae = bench.short_vae(config, images)
-    plain = PlainVAE.of(vae).requires_grad_(False)
+    config = bench.config("quick")
+    trained, _ = fit(bench.train_images(config), config, progress=False)
+    plain, vae = PlainVAE.of(trained).requires_grad_(False), frozen(trained, projection_dtype(bench.device))
 
-    pictures = to_unit(to_device(bench.test_split(config, sizes.speed_images).images, bench.device))
-    tiles = tile(pictures, config.crop_size, config.stride).flatten(0, 1)
+    def reference(tiles: Tensor) -> Tensor:
+        """x_T by the update as the paper writes it, gradient through the VAE."""
+        x = tiles
+        for _ in range(config.iterations):
+            x = x.detach().requires_grad_()
+            picture = plain(x)[0]
+            energy = (x - picture).square().sum() + config.lam * (x - tiles).abs().sum()
+            (gradient,) = torch.autograd.grad(energy, x)
+            x = (x - config.alpha * gradient * (x - picture).square()).clamp(0, 1)
+        return x.detach()
+
+    images, gt_masks, defects = bench.test_images(config, bench.sizes["images"])
+    tiles = tile(to_unit(images), config.crop_size, config.stride).flatten(0, 1)
     with precision(tf32_convolutions=True):
-        singles = [tiles[i : i + 1] for i in torch.linspace(0, len(tiles) - 1, sizes.loop_tiles).long().tolist()]
-        reference(plain, singles[0], config.replace(iterations=2))  # warm up
-        loop = [bench.seconds(lambda one=one: reference(plain, one, config)) for one in singles]
-    loop_speed = config.iterations / statistics.median(loop)
-    first = bench.seconds(lambda: project(vae, tiles, config))
-    again = bench.median(lambda: project(vae, tiles, config), sizes.repeats)
-    speed = len(tiles) * config.iterations / again
+        reference(tiles[:1])  # warm up
+        singles = tiles[:: len(tiles) // bench.sizes["loop_tiles"]].split(1)
+        loop = statistics.median(bench.timed(partial(reference, one))[1] for one in singles)
+    _, first = bench.timed(lambda: project(vae, tiles, config))
+    again = bench.median(lambda: project(vae, tiles, config))
+    loop_speed, speed = config.iterations / loop, len(tiles) * config.iterations / again
 
-    def accurate(part: Tensor) -> Tensor:
-        with precision(tf32_convolutions=False):
-            moved = torch.cat([reference(plain, some, config) for some in part.split(BATCH)])
-        return difference(part, moved, config.score)
-
-    test = bench.test_split(config, sizes.map_images)
-    pictures = to_device(test.images, bench.device)
-    maps = {name: anomaly_maps(pictures, score, config) for name, score in (
-        ("fp32", accurate), ("ours", projection_score(vae, config)))}  # fmt: skip
-    gap = (maps["ours"] - maps["fp32"]).abs()
-    auroc = {
-        name: evaluate(smooth(m, config.sigma, config.sigma_wide), test.gt_masks, test.defects, bootstrap=0)["pixel_AUROC"]
-        for name, m in maps.items()
-    }
-
-    print(
-        f"{len(tiles)} tiles of {config.crop_size} x {config.crop_size}, {config.iterations} iterations, no stopping.", end=" "
-    )
-    print(f"The loop: median of {len(loop)} tiles. Ours: median of {sizes.repeats} calls; the first took {first:.2f} s.")
-    print(f"Maps of {len(test.images)} test images at stride {config.stride}, before smoothing, grey levels 0 to 1:", end=" ")
-    print(f"difference at most {gap.max():.2e}, mean {gap.mean():.2e}; a map's mean is {maps['fp32'].mean():.2e}.")
+    with precision(tf32_convolutions=False):
+        accurate = anomaly_maps(images, change_score(reference, config.score), config, at_once=256)
+    maps = anomaly_maps(images, projection_score(vae, config), config)
+    gap = (maps - accurate).abs()
+    level, mean, most = accurate.mean().item(), gap.mean().item(), gap.max().item()
+    smoothed = (smooth(some, config.sigma, config.sigma_wide) for some in (accurate, maps))
+    exact, ours = (evaluate(some, gt_masks, defects, bootstrap=0)["pixel_AUROC"] for some in smoothed)
     bench.finish(
-        ["projection", "tile-iterations / s", "pixel AUROC"],
+        ["projection", "tile-iterations / s", "maps before smoothing, grey levels 0 to 1", "pixel AUROC"],
         [
-            ["loop, one tile at a time (maps: fp32, batched)", f"{loop_speed:.1f}", f"{auroc['fp32']:.5f}"],
-            ["vaeproj", f"{speed:.1f}", f"{auroc['ours']:.5f}"],
-            ["ratio; difference", f"{speed / loop_speed:.1f}", f"{auroc['ours'] - auroc['fp32']:+.5f}"],
+            ["one tile at a time (maps: fp32, batched)", f"{loop_speed:.1f}", f"mean {level:.2e}", f"{exact:.5f}"],
+            ["vaeproj", f"{speed:.1f}", f"differ by {mean:.2e} on average, {most:.2e} at most", f"{ours:.5f}"],
+            ["ratio; difference", f"{speed / loop_speed:.1f}", "", f"{ours - exact:+.5f}"],
         ],
-        sizes=sizes._asdict(), tiles=len(tiles), loop_speed=loop_speed, ours_speed=speed, ratio=speed / loop_speed,
-        ours_seconds=again, ours_first_call=first, map_difference_max=gap.max().item(),
-        map_difference_mean=gap.mean().item(), map_mean=maps["fp32"].mean().item(), pixel_AUROC=auroc,
+        tiles=len(tiles), loop_speed=loop_speed, ours_speed=speed, ratio=speed / loop_speed, ours_first_call=first,
+        map_difference_max=most, map_difference_mean=mean, map_mean=level, pixel_AUROC={"fp32": exact, "ours": ours},
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__, SIZES)
