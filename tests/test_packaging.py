@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
 from importlib.metadata import packages_distributions
 
 import pytest
@@ -26,19 +27,15 @@ MAKEFILE = (PROJECT_ROOT / "Makefile").read_text()
 
 def read_lock():
     """Each pin of requirements.lock, by package; a package may have one a Python version."""
-    lines = (PROJECT_ROOT / "requirements.lock").read_text().splitlines()
-    pins = {}
-    for line in lines:
-        if line and not line.lstrip().startswith("#"):
-            requirement = Requirement(line)
-            pins.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    pins = defaultdict(list)
+    for line in re.findall(r"^\w.*", (PROJECT_ROOT / "requirements.lock").read_text(), re.MULTILINE):
+        pins[canonicalize_name(Requirement(line).name)].append(Requirement(line))
     return pins
 
 
 def pinned_version(pin):
     (bound,) = pin.specifier
-    assert bound.operator == "==", f"{pin} is not pinned"
-    assert "*" not in bound.version, f"{pin} is not pinned"
+    assert bound.operator == "==" and "*" not in bound.version, f"{pin} is not pinned"
     return bound.version
 
 
@@ -58,7 +55,7 @@ def test_environment_takes_python_and_pip_from_conda_forge_alone(name):
     assert [c.name for c in conda] == ["python", "pip"]
 
 
-@pytest.mark.parametrize("lock", [None, "vaeproj==0"])
+@pytest.mark.parametrize("lock", ["", "vaeproj==0"])
 def test_pip_takes_the_section_of_the_environment_and_holds_to_the_lock(tmp_path, lock):
     """Conda and mamba write the section to a file beside environment.yml and run pip there; here in a copy of the checkout."""
     conda_python, _, pip = yaml.safe_load((PROJECT_ROOT / "environment.yml").read_text())["dependencies"]
@@ -67,30 +64,16 @@ def test_pip_takes_the_section_of_the_environment_and_holds_to_the_lock(tmp_path
         (tmp_path / path.relative_to(PROJECT_ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / path.relative_to(PROJECT_ROOT))
     (tmp_path / "section.txt").write_text("\n".join(pip["pip"]))
-    if lock:
-        (tmp_path / "requirements.lock").write_text(lock)
-    offline = ["--dry-run", "--no-deps", "--no-build-isolation", "--no-index", "--report", "report.json"]
-    command = [sys.executable, "-m", "pip", "install", *offline, "-r", "section.txt"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    if lock:
-        assert done.returncode and "vaeproj" in done.stderr
-        return
-    assert not done.returncode, done.stderr
-    (installed,) = json.loads((tmp_path / "report.json").read_text())["install"]
-    assert installed["requested_extras"] == ["dev"]
-    assert installed["download_info"]["dir_info"] == {"editable": True}
-    assert "extra" not in done.stderr  # pip only warns of an extra that there is not
-
-
-def test_binder_holds_to_the_lock(tmp_path):
-    """It runs postBuild in the folder of the repository."""
-    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
-    (tmp_path / "python").chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    said = subprocess.check_output(["bash", "binder/postBuild"], cwd=PROJECT_ROOT, env=environment, text=True)
-    torch, project = map(str.split, said.splitlines())
-    assert torch[-2:] == [str(read_lock()[name][0]) for name in ("torch", "torchvision")]
-    assert (PROJECT_ROOT / project[project.index("--constraint") + 1]).is_file()
+    with (tmp_path / "requirements.lock").open("a") as file:
+        file.write(lock)
+    options = ["--dry-run", "--no-deps", "--no-build-isolation", "--no-index", "--report", "report.json", "-r", "section.txt"]
+    done = subprocess.run([sys.executable, "-m", "pip", "install", *options], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode == 0) == (lock == ""), done.stderr
+    if not lock:
+        (installed,) = json.loads((tmp_path / "report.json").read_text())["install"]
+        assert installed["requested_extras"] == ["dev"]
+        assert installed["download_info"]["dir_info"] == {"editable": True}
+        assert "extra" not in done.stderr  # pip only warns of an extra that there is not
 
 
 def test_every_folder_of_the_package_is_installed():
@@ -132,12 +115,6 @@ def imported_modules(source):
             yield node.module
 
 
-def notebook_code(text):
-    """The code cells of a notebook without its magics."""
-    cells = (c for c in json.loads(text)["cells"] if c["cell_type"] == "code")
-    return "\n".join(re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", "".join(c["source"])) for c in cells)
-
-
 @pytest.mark.parametrize(
     ("folder", "declared"),
     [("vaeproj", RUNTIME), ("notebooks", RUNTIME), ("tests", [*RUNTIME, *DEV]), ("benchmarks", [*RUNTIME, *DEV])],
@@ -148,7 +125,9 @@ def test_every_import_is_a_declared_dependency(folder, declared):
     providers = packages_distributions()
     ours = {"vaeproj", *(p.stem for p in (PROJECT_ROOT / folder).glob("*.py"))}
     sources = {p: p.read_text() for p in (PROJECT_ROOT / folder).rglob("*.py")}
-    sources |= {p: notebook_code(p.read_text()) for p in (PROJECT_ROOT / folder).glob("*.ipynb")}
+    for path in (PROJECT_ROOT / folder).glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        sources[path] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     for path, source in sources.items():
         for module in {m.split(".")[0] for m in imported_modules(source)} - sys.stdlib_module_names - ours:
             packages = {canonicalize_name(p) for p in providers.get(module, [module])}
@@ -157,13 +136,9 @@ def test_every_import_is_a_declared_dependency(folder, declared):
 
 def test_citation_names_the_software_and_the_paper():
     citation = yaml.safe_load((PROJECT_ROOT / "CITATION.cff").read_text())
-    assert citation["cff-version"] == "1.2.0"
-    assert {"message", "title", "authors"} <= set(citation)
-    assert citation["type"] == "software"
-    assert citation["version"] == vaeproj.__version__
-    assert citation["license"] == PROJECT["license"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert (citation["version"], citation["license"]) == (vaeproj.__version__, PROJECT["license"])
     paper = citation["preferred-citation"]
-    assert {"type", "title", "authors", "year", "url"} <= set(paper)
     assert [a["family-names"] for a in paper["authors"]] == ["Dehaene", "Frigo", "Combrexelle", "Eline"]
     assert paper["url"].endswith("HJx81ySKwr")
     assert paper["identifiers"][0]["value"] == "arXiv:2002.03734"
@@ -185,12 +160,9 @@ def test_make_alone_lists_every_target():
     assert set(re.findall(r"^  make ([a-z-]+) ", listed.stdout, re.MULTILINE)) == make_targets()
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "data/README.md", "results/README.md", ".ci/run"])
+@pytest.mark.parametrize("name", ["README.md", "data/README.md", "results/README.md", ".ci/run"])
 def test_documents_name_only_targets_of_the_makefile(name):
-    path = PROJECT_ROOT / name
-    if not path.is_file():
-        pytest.skip(f"there is no {name}")
-    text = path.read_text()
+    text = (PROJECT_ROOT / name).read_text()
     in_code = "\n".join([*re.findall(r"^```.*?\n(.*?)^```", text, re.MULTILINE | re.DOTALL), *re.findall(r"`([^`\n]+)`", text)])
     commands = re.findall(r"(?:^|&& *|\$ )make ([a-z][a-z-]*)", text if name == ".ci/run" else in_code, re.MULTILINE)
     assert set(commands) <= make_targets()

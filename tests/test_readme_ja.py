@@ -68,11 +68,9 @@ def test_command(command):
 
 def test_python_imports_what_exists():
     (code,) = (block for language, block in BLOCKS if language == "python")
-    imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
-    assert imports
-    for node in imports:
-        for alias in node.names:
-            pkgutil.resolve_name(f"{node.module}:{alias.name}")
+    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
+    names = [f"{node.module}:{alias.name}" for node in nodes for alias in node.names]
+    assert names and all(map(pkgutil.resolve_name, names))
 
 
 def test_recipe_is_the_preset():

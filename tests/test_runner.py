@@ -4,13 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import nbformat
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from conftest import contents, write_image
 
 from vaeproj.cli.commands import main
 from vaeproj.cli.runner import publish, run
@@ -39,9 +39,7 @@ def home(tmp_path_factory):
     """``data``: two good training images, one good and one bent test image; ``notebooks``: of two cells each."""
     home, rng = tmp_path_factory.mktemp("home"), np.random.default_rng(0)
     for name in ("train/good/000", "train/good/001", "test/good/000", "test/bent/000", "ground_truth/bent/000_mask"):
-        path = home / "data/grid" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
+        write_image(home / "data/grid" / f"{name}.png", rng.integers(0, 256, (64, 64), dtype=np.uint8))
     (home / "notebooks").mkdir()
     for name in SOURCES:
         write_notebook(home / "notebooks", name, asked(home, ""))
@@ -51,19 +49,15 @@ def home(tmp_path_factory):
 def write_notebook(folder, name, request):
     """A parameters cell with the request's values, and the source of that name."""
     parameters = [f'{p}: str = "{value}"  # {p}' for p, value in asdict(request).items()]
-    cells = [
-        nbformat.v4.new_code_cell("\n".join(parameters), id="0", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell(SOURCES[name], id="1"),
-    ]
+    own = nbformat.v4.new_code_cell("\n".join(parameters), id="0", metadata={"tags": ["parameters"]})
+    cells = [own, nbformat.v4.new_code_cell(SOURCES[name], id="1")]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / f"{name}.ipynb")
 
 
 def asked(home, out, **changes):
-    return Request(
-        **{"preset": "ci", "settings": "alpha=0.25", "data_root": str(home / "data"), "device": "cpu", "out": str(out)}
-        | changes
-    )
+    own = Request(preset="ci", settings="alpha=0.25", data_root=str(home / "data"), device="cpu", out=str(out))
+    return replace(own, **changes)
 
 
 def execute(home, names, out, **changes):
@@ -90,24 +84,15 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-# --- the run folder
-
-
 def test_a_run_folder_says_what_it_was_made_from(home, finished):
     manifest = read(finished / "manifest.json")
     (own,), device = manifest["notebooks"].values(), manifest["device"]
     parameters = {"preset": "ci", "settings": "alpha=0.25", "data_root": str(home / "data"), "category": "grid"}
     assert manifest["parameters"] == own["parameters"] == parameters
-    assert manifest["config"]["alpha"] == 0.25
-    assert manifest["images"] == {"train": 2, "test": 2}
+    assert (manifest["config"]["alpha"], manifest["images"]) == (0.25, {"train": 2, "test": 2})
     assert torch.__version__.startswith(manifest["packages"]["torch"])
     assert [len(manifest["data"][split]) for split in ("train", "test")] == [64, 64]
-    assert own["seconds"] > 0
-    assert (own["commit"], own["device"]) == (manifest["commit"], device)
+    assert (own["commit"], own["device"], own["seconds"] > 0) == (manifest["commit"], device, True)
     processor, _, level = device["name"].rpartition(", ")
     assert processor and level == torch.backends.cpu.get_cpu_capability()
     assert device["precision"]["projection"] in {"float32", "bfloat16"}
@@ -155,9 +140,6 @@ def test_a_notebook_without_a_parameter_is_refused(home, notebooks, tmp_path, re
     assert not (tmp_path / "run").exists()
 
 
-# --- publishing
-
-
 def test_published_notebooks_show_what_the_run_saw(folder, notebooks):
     before = nbformat.read(notebooks / "01_a.ipynb", as_version=4)
     assert publish(folder, notebooks) == [notebooks / "01_a.ipynb"]
@@ -195,9 +177,6 @@ def test_a_run_that_does_not_say_its_parameters_is_not_published(folder, noteboo
         (folder / "manifest.json").write_text(manifest)
     with refuses(folder / "manifest.json", "01_a"):
         publish(folder, notebooks)
-
-
-# --- the command line
 
 
 @pytest.fixture
@@ -241,8 +220,7 @@ def test_a_mistake_ends_in_one_sentence_and_writes_nothing(home, there, capsys, 
     before = sorted(there.rglob("*"))
     assert main(command.replace("HOME", str(home)).replace("THERE", str(there)).split()) == 2
     (said,) = capsys.readouterr().err.strip().splitlines()
-    assert said.startswith("vaeproj: ")
-    assert sentence in said
+    assert said.startswith("vaeproj: ") and sentence in said
     assert sorted(there.rglob("*")) == before
 
 
