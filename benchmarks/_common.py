@@ -70,7 +70,7 @@ class Bench:
     def config(self, preset: str, **changes: object) -> Config:
         """A preset with those of the script's sizes that are hyper-parameters, and with ``changes``."""
         config, small = Config.from_preset(preset), SMALL if self.options.small else {}
-        sized = {name: size for name, size in self.sizes.items() if name in config.to_dict()}
+        sized = {name: size for name, size in self.sizes.items() if hasattr(config, name)}
         return config.replace(**{"seed": self.options.seed, **small, **sized, **changes})
 
     def train_images(self, config: Config) -> Tensor:

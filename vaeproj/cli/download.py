@@ -103,5 +103,5 @@ def _fetch(url: str, target: Path, progress: bool) -> None:
         if error.code != 416:  # 416: the part file already holds every byte
             raise UserError(f"{url} answered {error.code} {error.reason}: pass --url another copy of the archive.") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise UserError(f"{url} could not be fetched ({error}): run the command again to go on, or pass another --url.") from error
+        raise UserError(f"{url} could not be fetched ({error}): run the command again, or pass another --url.") from error
     part.replace(target)
