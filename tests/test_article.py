@@ -16,6 +16,14 @@ def vae(seasoned_vae):
     return frozen(seasoned_vae(latent_dim=4))
 
 
+@pytest.fixture(scope="module")
+def vae64(seasoned_vae):
+    """The same in float64; `VAE.logits` gives fp32 whatever the weights are."""
+    vae = frozen(seasoned_vae(latent_dim=4).double(), torch.float64)
+    vae.logits = lambda x: vae.decode(vae.encode(x)[0])
+    return vae
+
+
 @pytest.fixture
 def tiles():
     return 0.1 + 0.8 * torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -55,6 +63,49 @@ def test_stale_gradient_accumulates_at_x_0(vae, tiles):
     torch.testing.assert_close(
         article_loop(vae, tiles, config, ("detached_gradient", "stale_gradient")), x_2, atol=2e-5, rtol=1e-4
     )
+
+
+def published(vae, x_0, alpha, lam, iterations):
+    """The published loop by its semantics: every x_t is a function of the leaf x_0, rebuilt from the numbers f(x_k) and G_k of
+    the steps before, where G is the sum of the gradients of each step's loss with respect to that leaf."""
+    steps: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def image(leaf):
+        x = leaf
+        for f, total in steps:
+            x = (x - alpha * total * (x - f) ** 2).clamp(0, 1)
+        return x
+
+    total = torch.zeros_like(x_0)
+    for t in range(iterations):
+        leaf = x_0.clone().requires_grad_()
+        x = image(leaf)
+        f = vae.reconstruct(x).detach()
+        loss = -(
+            f * x.log().clamp(min=-100) + (1 - f) * (1 - x).log().clamp(min=-100)
+        ).sum()
+        if t:
+            loss = loss + lam * (x - leaf).abs().sum()
+        total = total + torch.autograd.grad(loss, leaf)[0]
+        steps.append((f, total))
+    return image(x_0)
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0, 3.0])
+def test_all_bugs_together_are_the_published_loop(vae64, tiles, lam):
+    config = CONFIG.replace(energy="bce", alpha=0.05, lam=lam, iterations=16)
+    expected = published(vae64, tiles.double(), 0.05, lam, 16)
+    moved = article_loop(vae64, tiles.double(), config)
+    assert (expected - tiles).abs().mean() > 0.01
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-6)
+
+
+def test_the_step_size_that_the_article_never_defines(vae, tiles):
+    config = CONFIG.replace(energy="bce", alpha=0.05, lam=1.0)
+    read_so = article_loop(vae, tiles, config)
+    assert torch.equal(article_loop(vae, tiles, config, eps=0.05), read_so)
+    assert torch.equal(article_loop(vae, tiles, config.replace(alpha=0.001)), article_loop(vae, tiles, config, eps=0.001))
+    assert (article_loop(vae, tiles, config, eps=0.001) - tiles).abs().mean() < 0.2 * (read_so - tiles).abs().mean()
 
 
 def test_every_bug_changes_the_result(vae, tiles):
