@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from vaeproj.model import VAE, elbo_loss, frozen, frozen_for_one
+from vaeproj.model import VAE, elbo_loss, frozen
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -144,21 +144,3 @@ def test_images_of_a_batch_do_not_touch_one_another(seasoned_vae):
         (gradient,) = torch.autograd.grad(vae.logits(x)[2].sum(), x)
         assert gradient[2].abs().max() > 1e-3
         assert not gradient[[0, 1, 3, 4]].any()
-
-
-def test_frozen_for_one_computes_the_same_but_for_rounding(seasoned_vae):
-    vae = seasoned_vae(8, 32, 1)  # large enough for its dense layers to be rounded
-    exact, half = frozen(vae), frozen_for_one(vae)
-    assert frozen(exact) is exact
-    assert frozen(half, torch.bfloat16) is half
-    assert sum(p.numel() for p in half.parameters()) < 0.4 * sum(p.numel() for p in exact.parameters())
-    x = torch.rand(2, 1, 32, 32, generator=generator()).requires_grad_()
-    pictures, gradients = [], []
-    for network in (exact, half):
-        picture = network.reconstruct(x)
-        pictures.append(picture.detach())
-        gradients += torch.autograd.grad((x - picture).square().sum(), x)
-    assert pictures[0].std() > 0.1
-    torch.testing.assert_close(pictures[1], pictures[0], atol=2e-3, rtol=0)
-    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-2 * gradients[0].abs().max().item(), rtol=0)
-    assert not torch.equal(gradients[1], gradients[0])
