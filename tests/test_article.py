@@ -81,9 +81,7 @@ def published(vae, x_0, alpha, lam, iterations):
         leaf = x_0.clone().requires_grad_()
         x = image(leaf)
         f = vae.reconstruct(x).detach()
-        loss = -(
-            f * x.log().clamp(min=-100) + (1 - f) * (1 - x).log().clamp(min=-100)
-        ).sum()
+        loss = -(f * x.log().clamp(min=-100) + (1 - f) * (1 - x).log().clamp(min=-100)).sum()
         if t:
             loss = loss + lam * (x - leaf).abs().sum()
         total = total + torch.autograd.grad(loss, leaf)[0]

@@ -45,7 +45,7 @@ def notebook(tmp_path: Path) -> Path:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     if not any("explore(" in cell.source for cell in contents.cells):
-        contents.cells.append(nbformat.v4.new_code_cell("from vaeproj.explore import explore\n\nexplore(ws)"))
+        contents.cells.append(nbformat.v4.new_code_cell("from vaeproj.panel.widgets import explore\n\nexplore(ws)"))
     nbformat.write(contents, path)
     return path
 
@@ -160,6 +160,8 @@ def run_all(page: "playwright.Page") -> None:
 def use(page: "playwright.Page") -> None:
     idle = page.locator("#jp-main-statusbar").get_by_text("| Idle")
     picture, share = page.locator("img.vaeproj-picture"), page.locator(".vaeproj-share")
+    iteration = page.locator(".vaeproj-iteration")
+    readout = iteration.locator(".widget-readout")
     error = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
     run_all(page)
     until(lambda: bool(picture.count() or error.count()), "the panel", RUN_LIMIT)
@@ -173,7 +175,8 @@ def use(page: "playwright.Page") -> None:
     assert picture.evaluate("image => image.naturalWidth") > 400
     assert "run 04 --preset ci" in setting
     assert "alpha" not in setting
-    last = re.search(r"--iteration \d+ ", setting)[0]
+    last = readout.inner_text()
+    assert int(last) > 0
 
     alpha = page.locator('.widget-hslider:has(.widget-label:text-is("alpha")) .noUi-handle')
     alpha.focus()
@@ -183,13 +186,14 @@ def use(page: "playwright.Page") -> None:
     moved = bytes_of(picture)
     shoot(page, "alpha")
 
-    iteration = page.locator(".vaeproj-iteration .noUi-handle")
-    iteration.focus()
-    iteration.press("Home")
+    handle = iteration.locator(".noUi-handle")
+    handle.focus()
+    handle.press("Home")
+    until(lambda: readout.inner_text() == "0", "iteration 0 on the play bar")
     until(lambda: bytes_of(picture) != moved, "another picture after the play bar was moved")
-    until(lambda: "--iteration 0 " in share.inner_text(), "iteration 0 in the command")
     start = bytes_of(picture)
     page.locator(".jupyter-widgets.widget-play button").first.click()
     until(lambda: bytes_of(picture) != start, "another picture while playing")
-    until(lambda: last in share.inner_text(), "playing to the last iteration")
+    until(lambda: readout.inner_text() == last, "playing to the last iteration")
+    until(lambda: bytes_of(picture) == moved, "the picture of the last iteration")
     shoot(page, "played")

@@ -3,8 +3,6 @@
 `save` keeps a figure's arrays beside its picture, so `redraw` needs neither model nor data and gives the same bytes.
 """
 
-from __future__ import annotations
-
 import base64
 import inspect
 import io

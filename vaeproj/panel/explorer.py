@@ -1,22 +1,19 @@
-"""A setting of the panel, and the trajectory that belongs to it."""
-
-from __future__ import annotations
+"""A setting of the panel, and the sheet that belongs to it."""
 
 import shlex
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import numpy as np
-from torch import Tensor
 
-from ..config import Config, UserError
+from ..config import Config
 from ..crops import to_unit
 from ..projection import energies, trajectory
 from ..workspace import Workspace
 from .int8 import in_bytes
-from .sheet import Run
+from .sheet import Sheet
 
-KEPT = 16  # trajectories, the latest ones
+KEPT = 8  # sheets, the latest ones
 
 
 @dataclass(frozen=True)
@@ -39,59 +36,39 @@ class Setting:
 
     def command(self, ws: Workspace) -> str:
         """Runs notebook 04 with these hyper-parameters."""
-        request, usual = ws.request, Config.from_preset(ws.request.preset)
-        words = ["--preset", request.preset]
-        if request.data_root:
-            words += ["--data-root", str(ws.folder.parent)]
-        if request.category != "grid":
-            words += ["--category", request.category]
+        request, usual = ws.request, asdict(Config.from_preset(ws.request.preset))
+        options = ["--preset", request.preset]
+        options += ["--data-root", str(ws.folder.parent)] if request.data_root else []
+        options += ["--category", request.category] if request.category != "grid" else []
         for name, value in asdict(self.config).items():
-            if value != getattr(usual, name):
-                words += ["--set", f"{name}={str(value).lower()}"]
-        return f"python -m vaeproj run 04 {shlex.join(words)}"
+            options += ["--set", f"{name}={str(value).lower()}"] if value != usual[name] else []
+        return f"python -m vaeproj run 04 {shlex.join(options)}"
 
 
 class Explorer:
-    """Trajectories of single crops of a workspace, the latest ones kept."""
+    """Projects single crops of a workspace; the latest sheets are kept."""
 
     def __init__(self, ws: Workspace) -> None:
         self.ws = ws
         self.vae = in_bytes(ws.vae) if ws.device.type == "cpu" else ws.fast_vae
-        self.run = lru_cache(KEPT)(self._run)
-        self.energies = lru_cache(KEPT)(self._energies)
+        self.sheet = lru_cache(KEPT)(self._sheet)
+        self.training_energies = lru_cache(KEPT)(lambda config: energies(ws.fast_vae, ws.stopping_crops, config))
 
     def start(self, name: str | None = None) -> Setting:
         """The workspace's own hyper-parameters at the defect of an image; None: of the first image with a defect."""
         name = name or next(iter(self.ws.defect_names()), self.ws.test.names[0])
-        top, left = self.ws.crops_at([name])[2][0]
-        return Setting(name, top, left, self.ws.config)
+        return Setting(name, *self.ws.crops_at([name])[2][0], self.ws.config)
 
     def stop_at(self, config: Config) -> float:
-        """As `projection.stopping_energy`, the training crops measured once for all quantiles."""
+        """As `projection.stopping_energy`, the training crops measured once for each kind of energy."""
         if config.stop_quantile is None:
             return 0.0
-        return self.energies(config.replace(stop_quantile=None)).quantile(config.stop_quantile).item()
+        kind = {name: getattr(config, name) for name in ("energy", "coarse_weight", "coarse_sigma")}
+        return self.training_energies(self.ws.config.replace(**kind)).quantile(config.stop_quantile).item()
 
-    def _energies(self, config: Config) -> Tensor:
-        return energies(self.ws.fast_vae, self.ws.stopping_crops, config)
-
-    def _run(self, setting: Setting) -> Run:
-        """The trajectory of a setting.
-
-        Raises:
-            UserError: a crop that reaches out of the image.
-        """
-        i, side = self.ws.test.index(setting.name), setting.config.crop_size
-        reach = setting.config.image_size - side
-        if not (0 <= setting.top <= reach and 0 <= setting.left <= reach):
-            raise UserError(
-                f"A crop of {side} pixels at ({setting.left}, {setting.top}) reaches out of the image: "
-                f"left and top go from 0 to {reach}."
-            )
+    def _sheet(self, setting: Setting) -> Sheet:
+        test, config, side = self.ws.test, setting.config, setting.config.crop_size
+        i, stop_at = test.index(setting.name), self.stop_at(config)
         within = np.s_[..., setting.top : setting.top + side, setting.left : setting.left + side]
-        stop_at = self.stop_at(setting.config)
-        path = trajectory(self.vae, to_unit(self.ws.test.images[i][within])[None], setting.config, stop_at)
-        frames, l_r, distance = (
-            part[:, 0].cpu().numpy() for part in (path.frames.half(), path.reconstruction_energy, path.distance)
-        )
-        return Run(frames, l_r, distance, setting.config.lam, self.ws.test.gt_masks[i][within] > 0, stop_at)
+        path = trajectory(self.vae, to_unit(test.images[i][within])[None], config, stop_at)
+        return Sheet(path, config.lam, test.gt_masks[i][within] > 0, stop_at, setting.caption)

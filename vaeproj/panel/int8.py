@@ -1,7 +1,5 @@
 """A frozen VAE for a single image on a CPU, where an iteration is little but reading the two large dense layers."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -16,12 +14,12 @@ class _ByteProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forth: tuple[Tensor, Tensor], back: tuple[Tensor, Tensor]) -> Tensor:
-        ctx.back = back
+        ctx.reverse = back, forth
         return torch._weight_int8pack_mm(x.bfloat16(), *forth).float()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return torch._weight_int8pack_mm(gradients[0].bfloat16(), *ctx.back).float(), None, None
+        return _ByteProduct.apply(*gradients, *ctx.reverse), None, None
 
 
 def _bytes(weight: Tensor) -> tuple[Tensor, Tensor]:

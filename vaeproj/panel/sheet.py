@@ -1,12 +1,6 @@
-"""One crop's trajectory as one picture: image, projection, change and energy, fast enough to play.
-
-Drawn with numpy and PIL; matplotlib draws the energy's curve, once a trajectory.
-"""
-
-from __future__ import annotations
+"""One crop's trajectory as one picture, drawn with numpy and PIL; matplotlib draws the energy's curve, once a trajectory."""
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.style
@@ -14,133 +8,108 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import binary_erosion
 
 from ..figures import CHANGE, STYLE
+from ..projection import Trajectory
 
 TILE, HEAD, GAP = 256, 20, 8  # side of a picture, its title, and the space between two, pixels
 WIDTH, HEIGHT = 2 * TILE + GAP, 2 * (TILE + HEAD) + GAP + HEAD  # of a sheet
+CORNERS = [(x, y) for y in (HEAD, TILE + 2 * HEAD + GAP) for x in (0, TILE + GAP)]  # of its four pictures
+AXES = (0.16, 0.13, 0.78, 0.82)  # of the curve: left, bottom, width and height as parts of its picture, title included
 THUMBNAIL = 240  # side of the whole image, pixels
 OUTLINE = (230, 159, 0)  # of masks, as in the figures
 MAGMA = matplotlib.colormaps[CHANGE](np.arange(256), bytes=True)[:, :3]
 FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 12)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One crop's trajectory, ready to be drawn.
-
-    Attributes:
-        frames: x_0 ... x_T, float16 [T + 1, C, c, c] in [0, 1].
-        reconstruction_energy, distance: L_r and |x_t - x_0|_1, [T + 1].
-        lam: the distance's weight in the energy.
-        mask: bool [c, c].
-        stop_at: energy under which the crop moves no more; 0: never.
-    """
-
-    frames: np.ndarray
-    reconstruction_energy: np.ndarray
-    distance: np.ndarray
-    lam: float
-    mask: np.ndarray
-    stop_at: float
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-
 class Sheet:
-    """A run as one picture: image, projection, change, and the energy with a marker at the iteration.
+    """A crop's trajectory as one picture. What does not move is drawn once: a step of the play bar costs a few milliseconds.
 
-    What does not move is drawn once, so that a step of the play bar costs a few milliseconds.
+    Args:
+        path: of this crop alone.
+        lam: the distance's weight in the energy.
+        mask: of the defect, bool [c, c].
+        stop_at: energy under which the crop moves no more; 0: never.
+        caption: one line for under the picture.
     """
 
-    def __init__(self, run: Run, caption: str) -> None:
-        self.run = run
-        self.corners = [(x, y) for y in (HEAD, TILE + 2 * HEAD + GAP) for x in (0, TILE + GAP)]
-        change = np.abs(run.frames[-1].astype(np.float32) - run.frames[0].astype(np.float32)).mean(0)
-        self.white = max(float(np.quantile(change, 0.999)), 1 / 255)
+    def __init__(self, path: Trajectory, lam: float, mask: np.ndarray, stop_at: float, caption: str) -> None:
+        parts = path.frames.half(), path.reconstruction_energy, path.distance
+        self.frames, self.reconstruction_energy, self.distance = (part[:, 0].cpu().numpy() for part in parts)
+        self.white, self.edge = max(float(np.quantile(self._change(-1), 0.999)), 1 / 255), _edge(mask, TILE)
         self.base = Image.new("RGB", (WIDTH, HEIGHT), "white")
-        self.edge = _edge(_enlarged(run.mask))
-        curve, self.rail, self.span = _energy_curve(run)
-        self.base.paste(curve, (self.corners[3][0], self.corners[3][1] - HEAD))
-        self._title(self.base, 0, "image x₀")
-        self._title(self.base, 2, f"change |xₜ − x₀|, white: {self.white:.2f}")
-        ImageDraw.Draw(self.base).text((2, self.base.height - 16), caption, "#666666", FONT)
+        curve = _energy_curve(self.reconstruction_energy, lam * self.distance, stop_at)
+        self.base.paste(curve, (CORNERS[3][0], CORNERS[3][1] - HEAD))
+        _title(self.base, 0, "image x₀")
+        _title(self.base, 2, f"change |xₜ − x₀|, white: {self.white:.2f}")
+        ImageDraw.Draw(self.base).text((2, HEIGHT - 16), caption, "#666666", FONT)
 
     def draw(self, t: int, *, outline: bool = True) -> Image.Image:
-        """The sheet at iteration t, with or without the defect's border."""
+        """Image, projection, change, and the energy with a marker at iteration t; with or without the defect's border."""
         sheet = self.base.copy()
-        x_0, x_t = (_grey_or_rgb(self.run.frames[i]) for i in (0, t))
-        change = np.abs(self.run.frames[t].astype(np.float32) - self.run.frames[0].astype(np.float32)).mean(0)
-        heat = MAGMA[(change * (255 / self.white)).clip(0, 255).astype(np.uint8)]
-        for corner, pixels, outlined in zip(self.corners, (x_0, x_t, heat), (True, False, True), strict=False):
-            tile = np.asarray(Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.NEAREST))
-            if outline and outlined:
-                tile = np.where(self.edge[..., None], np.uint8(OUTLINE), tile)
-            sheet.paste(Image.fromarray(tile), corner)
-        self._title(sheet, 1, f"projection xₜ, t = {t}")
-        left, top = self.corners[3][0], self.corners[3][1] - HEAD
-        x = left + round(self.rail[0] + (self.rail[1] - self.rail[0]) * t / max(len(self.run) - 1, 1))
-        ImageDraw.Draw(sheet).line([(x, top + self.span[0]), (x, top + self.span[1])], "#D55E00", 2)
+        heat = MAGMA[(self._change(t) * (255 / self.white)).clip(0, 255).astype(np.uint8)].transpose(2, 0, 1)
+        for i, pixels in enumerate((self.frames[0], self.frames[t], heat)):
+            sheet.paste(_picture(pixels, TILE), CORNERS[i])
+            if outline and i != 1:
+                sheet.paste(OUTLINE, CORNERS[i], self.edge)
+        _title(sheet, 1, f"projection xₜ, t = {t}")
+        left, bottom, width, height = AXES
+        x = CORNERS[3][0] + round(TILE * (left + width * t / max(len(self.frames) - 1, 1)))
+        low, high = (CORNERS[3][1] + TILE - part * (TILE + HEAD) for part in (bottom, bottom + height))
+        ImageDraw.Draw(sheet).line([(x, high), (x, low)], "#D55E00", 2)
         return sheet
 
-    def jpeg(self, t: int, *, outline: bool = True) -> bytes:
-        """`draw`, encoded."""
-        buffer = io.BytesIO()
-        self.draw(t, outline=outline).save(buffer, "JPEG", quality=80)
-        return buffer.getvalue()
-
-    def _title(self, sheet: Image.Image, corner: int, text: str) -> None:
-        x, y = self.corners[corner]
-        ImageDraw.Draw(sheet).text((x + 2, y - 17), text, "black", FONT)
+    def _change(self, t: int) -> np.ndarray:
+        """|x_t - x_0|, the mean over channels, [c, c]."""
+        return np.abs(self.frames[t].astype(np.float32) - self.frames[0].astype(np.float32)).mean(0)
 
 
-def thumbnail(image: np.ndarray, mask: np.ndarray, top: int, left: int, side: int) -> bytes:
-    """A whole image [C, S, S], uint8, with its defect's border and the crop's frame, as a small JPEG."""
-    scale, size = THUMBNAIL / image.shape[-1], (THUMBNAIL, THUMBNAIL)
-    small = Image.fromarray(_grey_or_rgb(image)).resize(size, Image.Resampling.BILINEAR)
-    border = _edge(np.asarray(Image.fromarray(mask > 0).resize(size, Image.Resampling.NEAREST)))
-    small = Image.fromarray(np.where(border[..., None], np.uint8(OUTLINE), np.asarray(small)))
-    corners = [round(v * scale) for v in (left, top, left + side, top + side)]
-    ImageDraw.Draw(small).rectangle([*corners[:2], *(v - 1 for v in corners[2:])], outline="#56B4E9", width=2)
+def thumbnail(image: np.ndarray, mask: np.ndarray, top: int, left: int, side: int) -> Image.Image:
+    """A whole image [C, S, S], uint8, small, with its defect's border and the crop's frame."""
+    small = _picture(image, THUMBNAIL, Image.Resampling.BILINEAR)
+    small.paste(OUTLINE, (0, 0), _edge(mask > 0, THUMBNAIL))
+    x_0, y_0, x_1, y_1 = (round(v * THUMBNAIL / image.shape[-1]) for v in (left, top, left + side, top + side))
+    ImageDraw.Draw(small).rectangle([x_0, y_0, x_1 - 1, y_1 - 1], outline="#56B4E9", width=2)
+    return small
+
+
+def jpeg(picture: Image.Image, quality: int = 80) -> bytes:
+    """A picture as a JPEG file."""
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=90)
+    picture.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
-def _grey_or_rgb(image: np.ndarray) -> np.ndarray:
-    """[C, H, W], uint8 or in [0, 1] -> uint8 [H, W, 3]."""
+def _picture(image: np.ndarray, side: int, resampling: Image.Resampling = Image.Resampling.NEAREST) -> Image.Image:
+    """[C, H, W], grey or RGB, uint8 or in [0, 1], as a picture of ``side`` pixels."""
     if image.dtype != np.uint8:
         image = (image.astype(np.float32) * 255).round().clip(0, 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0))
+    rgb = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(rgb)).resize((side, side), resampling)
 
 
-def _enlarged(mask: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(mask).resize((TILE, TILE), Image.Resampling.NEAREST))
+def _edge(mask: np.ndarray, side: int) -> Image.Image:
+    """Pixels with a neighbour outside the mask, once it is of ``side`` pixels."""
+    large = np.asarray(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST))
+    return Image.fromarray(large & ~binary_erosion(large, border_value=1))
 
 
-def _edge(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a mask with a neighbour outside it."""
-    inner = np.pad(mask, 1, mode="edge")
-    return mask & ~(inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:])
+def _title(sheet: Image.Image, corner: int, text: str) -> None:
+    ImageDraw.Draw(sheet).text((CORNERS[corner][0] + 2, CORNERS[corner][1] - 17), text, "black", FONT)
 
 
-def _energy_curve(run: Run) -> tuple[Image.Image, tuple[float, float], tuple[float, float]]:
-    """The energy and its terms over the iterations, and in its pixels the x of first and last, the y of top and bottom."""
-    with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(TILE / 100, (TILE + HEAD) / 100), dpi=100, layout="none")
-        canvas = FigureCanvasAgg(figure)
-        axes = figure.add_axes((0.16, 0.13, 0.78, 0.82))
-        last, l_r, paid = len(run) - 1, run.reconstruction_energy, run.lam * run.distance
-        style = {"marker": "o"} if last == 0 else {}
-        axes.plot(l_r + paid, color="black", label="$E$", **style)
-        axes.plot(l_r, color="C0", label="$L_r(x_t)$", **style)
-        axes.plot(paid, color="C2", label=r"$\lambda\,|x_t - x_0|_1$", **style)
-        if run.stop_at:
-            axes.axhline(run.stop_at, color="0.5", ls="--", lw=1, label="stops below")
+def _energy_curve(l_r: np.ndarray, paid: np.ndarray, stop_at: float) -> Image.Image:
+    """The energy and its terms over the iterations."""
+    last, terms = len(l_r) - 1, {"$E$": l_r + paid, "$L_r(x_t)$": l_r, r"$\lambda\,|x_t - x_0|_1$": paid}
+    with matplotlib.style.context([STYLE, {"figure.constrained_layout.use": False}]):
+        canvas = FigureCanvasAgg(Figure(figsize=(TILE / 100, (TILE + HEAD) / 100), dpi=100))
+        axes = canvas.figure.add_axes(AXES)
+        for (label, values), color in zip(terms.items(), ("black", "C0", "C2"), strict=True):
+            axes.plot(values, color=color, label=label, marker=None if last else "o")
+        if stop_at:
+            axes.axhline(stop_at, color="0.5", ls="--", lw=1, label="stops below")
         axes.set(xlabel="iteration t", xlim=(0, max(last, 1)), ylim=(0, None))
         axes.legend(loc="best")
         canvas.draw()
-        (x_0, y_0), (x_1, y_1) = axes.transAxes.transform([(0, 0), (1, 1)])
-        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    return Image.fromarray(pixels.copy()), (x_0, x_1), (pixels.shape[0] - y_1, pixels.shape[0] - y_0)
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

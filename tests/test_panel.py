@@ -1,0 +1,330 @@
+"""The panel without a browser: kept trajectories, shared commands, the drawn sheet, int8 layers, the widgets' reactions."""
+
+import asyncio
+import dataclasses
+import shlex
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from ipywidgets import Widget
+from nbconvert import HTMLExporter
+
+from vaeproj.cli.commands import parser
+from vaeproj.config import Config, UserError
+from vaeproj.model import frozen
+from vaeproj.panel.explorer import Explorer, Setting
+from vaeproj.panel.int8 import in_bytes
+from vaeproj.panel.sheet import AXES, CORNERS, HEAD, MAGMA, OUTLINE, THUMBNAIL, TILE, Sheet, jpeg, thumbnail
+from vaeproj.panel.widgets import KNOBS, LADDERS, NEVER, PAUSE, Panel, control, explore, somebody_there
+from vaeproj.projection import Trajectory, trajectory
+from vaeproj.workspace import Request, Workspace
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+
+
+@pytest.fixture
+def ws(open_ws):
+    return open_ws("iterations=6 alpha=2")
+
+
+@pytest.fixture
+def explorer(ws):
+    return Explorer(ws)
+
+
+@pytest.fixture
+def panel(explorer):
+    return Panel(explorer, explorer.start())
+
+
+def changed(setting, **values):
+    return dataclasses.replace(setting, config=setting.config.replace(**values))
+
+
+def computed(explorer):
+    """How many trajectories were computed, not found."""
+    return explorer.sheet.cache_info().misses
+
+
+def tiles(picture):
+    """Image, projection and change of a drawn sheet, [3, TILE, TILE, RGB]."""
+    pixels = np.asarray(picture, dtype=int)
+    return np.stack([pixels[y : y + TILE, x : x + TILE] for x, y in CORNERS[:3]])
+
+
+def test_a_sheet_holds_the_projection_of_that_crop(ws, explorer):
+    sheet = explorer.sheet(Setting("bent/004", 3, 7, ws.config))
+    crop = ws.test.images[ws.test.index("bent/004")][None, :, 3:19, 7:23] / 255
+    path = trajectory(ws.vae, crop, ws.config)
+    assert len(sheet.frames) == 7
+    np.testing.assert_allclose(sheet.frames, path.frames[:, 0], atol=1e-3)
+    np.testing.assert_allclose(sheet.reconstruction_energy, path.reconstruction_energy[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(sheet.distance, path.distance[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_start_is_the_first_defect_centred_with_the_workspaces_hyper_parameters(ws, explorer):
+    assert explorer.start() == Setting("bent/003", *ws.crops_at(["bent/003"])[2][0], ws.config)
+    assert explorer.start("good/007").name == "good/007"
+
+
+@pytest.mark.parametrize("values", [
+    {"alpha": 1.0}, {"lam": 0.5}, {"gradient": "detached"}, {"soft_mask": False}, {"energy": "bce"},
+    {"coarse_weight": 4.0}, {"stop_quantile": 1.0}, {"iterations": 7},
+])  # fmt: skip
+def test_every_hyper_parameter_of_the_projection_tells(explorer, values):
+    setting = explorer.start()
+    first = explorer.sheet(setting)
+    assert explorer.sheet(changed(setting)) is first
+    assert not np.array_equal(explorer.sheet(changed(setting, **values)).frames, first.frames)
+
+
+def test_stopping_energy_is_the_workspaces_measured_once_for_each_kind(ws, explorer):
+    assert explorer.stop_at(ws.config) == 0
+    for values in ({}, {"stop_quantile": 0.9, "alpha": 3.0}, {"energy": "bce"}, {"coarse_weight": 2.0, "coarse_sigma": 1.5}):
+        other = ws.reconfigured(**{"stop_quantile": 0.5} | values)
+        assert explorer.stop_at(other.config) == other.stop_at > 0
+    assert explorer.training_energies.cache_info().misses == 3
+
+
+@pytest.mark.parametrize("values", [
+    {}, {"alpha": 0.07, "lam": 0.0, "iterations": 4}, {"gradient": "detached", "soft_mask": False, "energy": "bce"},
+    {"stop_quantile": 0.95, "coarse_weight": 2.0, "coarse_sigma": 1.5}, {"alpha": 1e-05}, {"steps": 0, "epochs": 3},
+])  # fmt: skip
+def test_command_opens_the_same_configuration_and_data(category, open_ws, tmp_path, values):
+    root = category.parent.rename(tmp_path / "my data")
+    ws = open_ws("alpha=2", data_root=str(root))
+    setting = changed(Explorer(ws).start(), **values)
+    words = shlex.split(setting.command(ws))
+    assert words[:5] == ["python", "-m", "vaeproj", "run", "04"]
+    a = parser().parse_args(words[3:])
+    again = Workspace.open(Request(a.preset, " ".join(a.settings), a.data_root, a.category, a.device), kept=ws.kept)
+    assert again.config == setting.config
+    assert again.folder == ws.folder == root / "mesh"
+
+
+@pytest.mark.parametrize("preset", ["ci", "quick", "blog", "best"])
+def test_command_says_no_more_than_differs_from_the_preset(ws, preset):
+    setting = Setting("bent/000", 0, 0, Config.from_preset(preset, "alpha=0.3 stop_quantile=none"))
+    command = setting.command(dataclasses.replace(ws, request=Request(preset)))
+    assert command == f"python -m vaeproj run 04 --preset {preset} --set alpha=0.3"
+
+
+def test_sheet_shows_image_projection_and_change(explorer):
+    sheet = explorer.sheet(explorer.start())
+    first, last = (tiles(sheet.draw(t, outline=False)) for t in (0, 6))
+    x_0, x_6 = (sheet.frames[t, 0].astype(np.float32) for t in (0, 6))
+    for tile, frame in ((first[0], x_0), (first[1], x_0), (last[0], x_0), (last[1], x_6)):
+        np.testing.assert_array_equal(tile[8::16, 8::16], np.repeat((frame * 255).round()[..., None], 3, axis=2))
+    assert (first[2] == MAGMA[0]).all()
+    shade = (np.abs(x_6 - x_0) * 255 / sheet.white).clip(0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(last[2, 8::16, 8::16], MAGMA[shade])
+
+
+def test_outline_marks_the_border_of_the_defect_and_can_be_left_out(ws, explorer):
+    setting = explorer.start()
+    mask = ws.test.gt_masks[ws.test.index(setting.name)][setting.top :, setting.left :][:16, :16] > 0
+    marked, plain = (tiles(explorer.sheet(setting).draw(3, outline=outline)) for outline in (True, False))
+    differs = (marked != plain).any(3)
+    assert not differs[1].any()
+    for tile, at in ((marked[0], differs[0]), (marked[2], differs[2])):
+        assert at.any() and (tile[at] == OUTLINE).all()
+        assert mask.repeat(16, 0).repeat(16, 1)[at].all()  # enlarged as the crop is
+
+
+def test_marker_stands_where_the_curve_has_the_iteration(explorer):
+    sheet, (left, top) = explorer.sheet(explorer.start()), CORNERS[3]
+    lines = [np.asarray(sheet.draw(t), dtype=int)[top + 40, left:] for t in (0, 3, 6)]
+    x = [np.flatnonzero(np.abs(line - (213, 94, 0)).sum(1) < 10).mean() for line in lines]
+    spines = np.flatnonzero((np.asarray(sheet.base, dtype=int)[top + 40, left:] < 10).all(1))
+    assert x[0] == pytest.approx(spines[0], abs=1.5)
+    assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=1)
+    assert x[2] - x[0] == pytest.approx(AXES[2] * TILE, abs=1)
+
+
+@pytest.mark.parametrize("values", [{"iterations": 0}, {"alpha": 0.0}, {"stop_quantile": 1.0}])
+def test_sheet_draws_a_trajectory_that_stands_still(explorer, values):
+    sheet = explorer.sheet(changed(explorer.start(), **values))
+    image, projection, change = tiles(sheet.draw(len(sheet.frames) - 1, outline=False))
+    np.testing.assert_array_equal(projection, image)
+    assert (change == MAGMA[0]).all()
+
+
+def test_curve_shows_the_energy_under_which_the_crop_stops():
+    path, mask = Trajectory(torch.rand(5, 1, 1, 8, 8), *torch.ones(3, 5, 1)), np.zeros((8, 8), bool)
+    without, with_it = (np.asarray(Sheet(path, 1.0, mask, stop_at, "").draw(0), dtype=int) for stop_at in (0.0, 0.3))
+    (left, top), differs = CORNERS[3], (without != with_it).any(2)
+    assert differs[top - HEAD :, left:].any()
+    assert differs.sum() == differs[top - HEAD :, left:].sum()
+
+
+def test_a_static_picture_is_small_even_of_noise():
+    noise, mask = torch.rand(3, 1, 1, 128, 128, generator=torch.Generator().manual_seed(0)), np.zeros((128, 128), bool)
+    for frames, limit in ((0.4 + 0.2 * noise, 120_000), (noise, 200_000)):
+        sheet = Sheet(Trajectory(frames, frames, *torch.ones(2, 3, 1)), 0.0, mask, 0.0, "noise")
+        assert len(jpeg(sheet.draw(2))) < limit
+
+
+def test_thumbnail_frames_the_crop(ws):
+    image, mask = ws.test.images[0].numpy(), ws.test.gt_masks[0]
+    drawn = np.asarray(thumbnail(image, mask, 2, 8, 16), dtype=int)
+    assert drawn.shape == (THUMBNAIL, THUMBNAIL, 3)
+    y, x = np.nonzero((drawn == (86, 180, 233)).all(2))
+    edges = np.array([y.min(), y.max() + 1, x.min(), x.max() + 1]) * 32 / THUMBNAIL
+    np.testing.assert_allclose(edges, [2, 18, 8, 24], atol=0.1)
+
+
+def test_in_bytes_computes_the_same_but_for_rounding(seasoned_vae):
+    exact = frozen(seasoned_vae(8, 32, 1))  # large enough for its dense layers to be rounded
+    rounded = in_bytes(exact)
+    assert sum(p.numel() for p in rounded.parameters()) < 0.4 * sum(p.numel() for p in exact.parameters())
+    x = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    pictures = [network.reconstruct(x) for network in (exact, rounded)]
+    gradients = [torch.autograd.grad((x - picture).square().sum(), x)[0] for picture in pictures]
+    assert pictures[0].std() > 0.1
+    torch.testing.assert_close(pictures[1], pictures[0], atol=2e-3, rtol=0)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-2 * gradients[0].abs().max().item(), rtol=0)
+    assert not torch.equal(gradients[1], gradients[0])
+
+
+def test_without_that_product_the_network_itself(seasoned_vae, monkeypatch):
+    monkeypatch.delattr(torch, "_weight_int8pack_mm")
+    vae = frozen(seasoned_vae(8, 32, 1))
+    assert in_bytes(vae) is vae
+
+
+def test_a_slider_changes_picture_command_and_status(panel):
+    before, alpha = panel.picture.value, panel.knobs["alpha"]
+    alpha.value = 0.5
+    assert panel.shown.config.alpha == 0.5
+    assert panel.picture.value != before
+    assert "answered in" in panel.status.value
+    assert "alpha" not in panel.share.value  # the preset's own value
+    alpha.value = 0.7
+    assert panel.share.value.count("--set alpha=0.7") == 1
+
+
+def test_play_bar_and_outline_compute_nothing(panel):
+    assert (panel.t.value, panel.t.max, panel.play.max) == (6, 6, 6)
+    pictures, status = {panel.picture.value}, {panel.status.value}
+    for t in (0, 2, 4):
+        panel.t.value = t
+        pictures.add(panel.picture.value)
+        status.add(panel.status.value)
+    assert len(pictures) == len(status) == 4
+    panel.outline.value = False
+    assert panel.picture.value not in pictures
+    assert computed(panel.explorer) == 1
+
+
+def test_the_play_bar_follows_the_number_of_iterations(panel):
+    panel.knobs["iterations"].value = 3
+    assert (panel.t.value, panel.t.max) == (3, 3)  # stays at the end
+    panel.t.value = 1
+    panel.knobs["iterations"].value = 10
+    assert (panel.t.value, panel.t.max, panel.play.max) == (1, 10, 10)
+
+
+def test_every_control_reaches_the_setting(panel):
+    values = {
+        "alpha": 3.0, "lam": 0.1, "iterations": 10, "gradient": "detached", "soft_mask": False, "energy": "bce",
+        "coarse_weight": 4.0, "coarse_sigma": 2.0, "stop_quantile": 0.9,
+    }  # fmt: skip
+    assert set(values) == set(KNOBS)
+    for name, value in values.items():
+        panel.knobs[name].value = value
+        assert getattr(panel.shown.config, name) == value
+        assert panel.shown == panel.setting
+    assert computed(panel.explorer) == 10
+    panel.knobs["stop_quantile"].value = NEVER
+    assert panel.shown.config.stop_quantile is None
+
+
+def test_defect_and_image_and_crop(panel, ws):
+    assert list(panel.defect.options) == ["bent", "thread", "good"]
+    panel.defect.value = "good"
+    assert [name for _, name in panel.image.options] == ["good/001", "good/007"]
+    panel.image.value = "good/007"  # with the crop where it was
+    assert panel.shown.name == "good/007"
+    panel.defect.value = "bent"
+    panel.image.value = "bent/004"
+    centred = Setting("bent/004", *ws.crops_at(["bent/004"])[2][0], ws.config)
+    assert panel.shown == centred
+    whole, picture = panel.whole.value, panel.picture.value
+    panel.x.value = 1
+    assert panel.shown.left == 1
+    panel.y.value = panel.y.max - 9  # the top is where the vertical slider ends
+    assert panel.shown.top == 9
+    assert panel.whole.value != whole and panel.picture.value != picture
+    panel.centre.click()
+    assert (panel.shown, panel.whole.value, panel.picture.value) == (centred, whole, picture)
+
+
+@pytest.mark.parametrize("error", [UserError("The 1st & only mistake."), ZeroDivisionError("The 1st & only mistake.")])
+def test_mistakes_are_told_in_the_panel(panel, error):
+    def sheet(_):
+        raise error
+
+    before, panel.explorer.sheet = panel.picture.value, sheet
+    panel.knobs["alpha"].value = 5
+    assert "The 1st &amp; only mistake." in panel.status.value
+    assert ("ZeroDivisionError" in panel.status.value) == isinstance(error, ZeroDivisionError)
+    assert panel.picture.value == before
+
+
+def test_a_held_key_is_answered_once(panel):
+    async def hold():
+        for value in (3, 5, 7, 10):
+            panel.knobs["alpha"].value = value
+        assert "computing" in panel.status.value
+        await asyncio.sleep(4 * PAUSE)
+
+    asyncio.run(hold())
+    assert panel.shown.config.alpha == 10
+    assert panel.explorer.sheet.cache_info()[:2] == (0, 2)  # hits and misses, the first answer among them
+
+
+@pytest.mark.parametrize("name", LADDERS)
+def test_sliders_have_configs_bounds_and_help(name):
+    slider, meta = control(name, 0.35), FIELDS[name].metadata
+    numbers = [value for _, value in slider.options if value != NEVER]
+    assert numbers == sorted(set(numbers))
+    assert slider.value == 0.35
+    assert meta["low"] <= numbers[0] < numbers[-1] <= meta["high"]
+    assert meta["help"] in slider.tooltip and f"{meta['low']:g} to {meta['high']:g}" in slider.tooltip
+    assert control(name, FIELDS[name].default).value == (NEVER if name == "stop_quantile" else FIELDS[name].default)
+
+
+def test_knobs_are_the_projections_hyper_parameters_or_fewer(explorer):
+    assert set(KNOBS) == {name for name, field in FIELDS.items() if field.metadata["group"] == "projection"}
+    panel = Panel(explorer, explorer.start(), ("alpha",))
+    assert list(panel.knobs) == ["alpha"]
+    assert panel.setting.config == explorer.ws.config
+
+
+@pytest.mark.parametrize("content, there", [({"allow_stdin": True}, True), ({"allow_stdin": False}, False), ({}, False)])
+def test_a_person_is_where_a_prompt_can_be_answered(content, there):
+    kernel = SimpleNamespace(get_parent=lambda _: {"content": content})
+    assert somebody_there(SimpleNamespace(kernel=kernel)) is there
+    assert not somebody_there(None)
+
+
+def test_without_a_person_the_picture_alone(ws, explorer, refuses):
+    before = set(Widget.get_manager_state()["state"])
+    picture, setting = explore(ws, "thread/000"), explorer.start("thread/000")
+    assert set(Widget.get_manager_state()["state"]) == before  # nor does the notebook's metadata get one
+    assert picture.data == jpeg(explorer.sheet(setting).draw(6))
+    with refuses("bent/999"):
+        explore(ws, "bent/999")
+
+
+def test_a_panel_is_also_a_picture_and_on_the_web_nothing_else(panel):
+    bundle = panel._repr_mimebundle_()
+    assert set(bundle) == {"application/vnd.jupyter.widget-view+json", "image/jpeg", "text/plain"}
+    assert "bent/003" in bundle["text/plain"]
+    output = nbformat.v4.new_output("execute_result", data=bundle, execution_count=1)
+    cell = nbformat.v4.new_code_cell("explore(ws)", outputs=[output], execution_count=1)
+    page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
+    assert f"data:image/jpeg;base64,{bundle['image/jpeg'][:60]}" in page
