@@ -1,14 +1,10 @@
-"""Fetch MVTec AD: its licence, its address, its hash.
-
-Written here since the archive is 4.9 GiB and a broken transfer must go on where it stopped; pooch begins anew.
-"""
+"""Fetch MVTec AD. Not by pooch, which begins anew where a transfer breaks off, and the archive is 4.9 GiB."""
 
 import hashlib
 import http.client
 import lzma
 import shutil
 import tarfile
-import urllib.error
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,86 +18,64 @@ CATEGORIES = (
     "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut",
     "pill", "screw", "tile", "toothbrush", "transistor", "wood", "zipper",
 )  # fmt: skip
-ARCHIVE_URL = (
-    "https://www.mydrive.ch/shares/38536/3830184030e49fe74747669442f0f283/download/"
-    "420938113-1629960298/mvtec_anomaly_detection.tar.xz"
-)
+ARCHIVE = "mvtec_anomaly_detection.tar.xz"
+ARCHIVE_URL = f"https://www.mydrive.ch/shares/38536/3830184030e49fe74747669442f0f283/download/420938113-1629960298/{ARCHIVE}"
 ARCHIVE_SHA256 = "cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d"
-LICENCE = """MVTec AD is (c) 2019 MVTec Software GmbH, licensed CC BY-NC-SA 4.0
-(https://creativecommons.org/licenses/by-nc-sa/4.0/): cite it, share alike, no commercial use.
-Data set page: https://www.mvtec.com/company/research/datasets/mvtec-ad"""
+LICENCE = """MVTec AD, https://www.mvtec.com/company/research/datasets/mvtec-ad, is (c) 2019 MVTec Software GmbH, licensed
+CC BY-NC-SA 4.0 (https://creativecommons.org/licenses/by-nc-sa/4.0/): cite it, share alike, no commercial use."""
 
 
 def download(
     data_root: Path, *, category: str | None = None, url: str = ARCHIVE_URL, sha256: str = ARCHIVE_SHA256, progress: bool = True
 ) -> None:
-    """Fetch the archive, verify its hash, unpack one category or all into ``data_root``.
-
-    A broken transfer goes on where it stopped. Nothing is unpacked before the hash is right, and a category appears
-    whole or not at all.
-
-    Raises:
-        UserError: a category that is there already or not in the archive, a failed transfer, a wrong hash.
+    """Fetch the archive, going on where a transfer broke off, verify its hash, unpack one category or all, each whole or
+    not at all. A `UserError` for a category that is there already or not in the archive, a failed transfer, a wrong hash.
     """
     wanted = [category] if category else list(CATEGORIES)
     if taken := [name for name in wanted if (data_root / name).exists()]:
         raise UserError(f"{data_root / taken[0]} exists already: remove it, or pass --data-root another folder.")
     data_root.mkdir(parents=True, exist_ok=True)
-    archive = data_root / "mvtec_anomaly_detection.tar.xz"
-    _fetch(url, archive, progress)
-    with archive.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != sha256:
-        archive.unlink()
-        raise UserError(f"{url} gave sha256 {actual[:12]}..., not {sha256[:12]}...: the file was removed; try another --url.")
+    archive = data_root / ARCHIVE
+    if not archive.is_file():
+        _fetch(url, archive, progress)
+    folders: dict[str, Path] = {}
     try:
-        found = _unpack(archive, data_root, wanted)
+        with archive.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if actual != sha256:
+            raise tarfile.ReadError(f"its sha256 is {actual[:12]}..., not {sha256[:12]}...")
+        with ExitStack() as stack, tarfile.open(archive) as tar:
+            for member in tar:
+                name, _, rest = member.name.removeprefix("./").partition("/")
+                if name in wanted and name not in folders:
+                    folders[name] = stack.enter_context(written_whole(data_root / name))
+                    folders[name].mkdir()
+                if name in wanted and rest:
+                    tar.extract(member.replace(name=rest, deep=False), folders[name], filter="data")
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         archive.unlink()
         reason = str(error).split("\n")[0].rstrip(".:")
-        raise UserError(f"{url} cannot be unpacked ({reason}): it was removed; try another --url.") from error
-    if not found:
+        raise UserError(f"{url} cannot be unpacked ({reason}): the file was removed; try another --url.") from error
+    if not folders:
         raise UserError(f"The archive holds no category '{category}'; it has {', '.join(CATEGORIES)}.")
     archive.unlink()
 
 
-def _unpack(archive: Path, data_root: Path, wanted: list[str]) -> set[str]:
-    """Extract the folders ``wanted``, each whole or not at all; returns those the archive holds."""
-    folders: dict[str, Path] = {}
-    with ExitStack() as stack, tarfile.open(archive) as tar:
-        for member in tar:
-            name, _, rest = member.name.removeprefix("./").partition("/")
-            if name not in wanted:
-                continue
-            if name not in folders:
-                folders[name] = stack.enter_context(written_whole(data_root / name))
-                folders[name].mkdir()
-            if rest:
-                tar.extract(member.replace(name=rest, deep=False), folders[name], filter="data")
-    return set(folders)
-
-
 def _fetch(url: str, target: Path, progress: bool) -> None:
     """Download to ``target``, going on from a ``.part`` file where an earlier try broke off."""
-    if target.is_file():
-        return
     part = target.with_name(target.name + ".part")
     have = part.stat().st_size if part.exists() else 0
     try:
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         with urllib.request.urlopen(request, timeout=60) as response:
-            if response.status != 206:  # the server sends the whole file, whatever we asked for
-                have = 0
+            have = have if response.status == 206 else 0  # else the server sends the whole file, whatever we asked for
             total = have + int(response.headers.get("Content-Length") or 0)
-            with part.open("ab" if have else "wb") as file:
-                options = {"total": total, "initial": have, "desc": target.name, "disable": not progress}
-                with tqdm.wrapattr(file, "write", **options) as output:
-                    shutil.copyfileobj(response, output, 1 << 20)
+            bar = {"total": total, "initial": have, "desc": target.name, "disable": not progress}
+            with part.open("ab" if have else "wb") as file, tqdm.wrapattr(file, "write", **bar) as output:
+                shutil.copyfileobj(response, output, 1 << 20)
         if part.stat().st_size < total:
             raise OSError("the transfer broke off")
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: the part file already holds every byte
-            raise UserError(f"{url} answered {error.code} {error.reason}: pass --url another copy of the archive.") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise UserError(f"{url} could not be fetched ({error}): run the command again, or pass another --url.") from error
+        if getattr(error, "code", None) != 416:  # HTTP's word for: the part file already holds every byte
+            raise UserError(f"{url} could not be fetched ({error}): run the command again, or pass another --url.") from error
     part.replace(target)

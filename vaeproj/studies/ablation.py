@@ -13,10 +13,7 @@ from .comparison import own_maps
 
 
 def ablate(ws: Workspace, changes: dict[str, Any]) -> dict[str, float]:
-    """Metrics of the preset's own method under ``changes``; computed once, then found by fingerprint.
-
-    Trains a VAE where a change touches training.
-    """
+    """Metrics of the preset's own method under ``changes``; computed once, on a new VAE where training is touched."""
     changed = ws.reconfigured(**changes)
 
     def compute() -> tuple[Any, np.ndarray]:

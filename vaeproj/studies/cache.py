@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import config
 from ..files import kept_arrays
 from ..workspace import Workspace
 
@@ -17,19 +16,12 @@ CODE = ("blur", "crops", "model", "projection", "localization", "metrics", "stud
 
 
 def cached(ws: Workspace, name: str, compute: Callable[[], tuple[Any, np.ndarray]]) -> tuple[Any, np.ndarray]:
-    """What ``compute`` returns, values for JSON and an array: from disk if it was computed before, so ``name`` must say it all.
-
-    The file is named after configuration, data and their names, weights, kind of device, PyTorch, and the code that turns
-    these into results: with any other of them it is not found.
-
-    Args:
-        name: what of the workspace is computed; what stands before a colon begins the file's name.
+    """What ``compute`` returns, values for JSON and an array: from disk if computed before under ``name`` (its part before a
+    colon begins the file's name) with the same configuration, data, their names, weights, kind of device, PyTorch and code.
     """
-    package = Path(config.__file__).parent
-    code = hashlib.sha256(b"".join((package / f"{module}.py").read_bytes() for module in CODE)).hexdigest()
-    data = [ws.train.digest, ws.test.digest, ws.test.names]
-    made_from = json.dumps([name, data, ws.weights, ws.device.type, torch.__version__, code])
-    path = ws.kept / "cache" / f"{name.split(':')[0]}-{ws.config.fingerprint(data=made_from)}.npz"
+    code = hashlib.sha256(b"".join((Path(__file__).parents[1] / f"{m}.py").read_bytes() for m in CODE)).hexdigest()
+    made_from = [name, ws.train.digest, ws.test.digest, ws.test.names, ws.weights, ws.device.type, torch.__version__, code]
+    path = ws.kept / "cache" / f"{name.split(':')[0]}-{ws.config.fingerprint(data=json.dumps(made_from))}.npz"
 
     def make() -> dict[str, np.ndarray]:
         values, array = compute()

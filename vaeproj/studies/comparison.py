@@ -24,8 +24,7 @@ from .proxy import proxy_workspace
 
 LABEL_FREE_QUANTILE = 0.999  # of normal images' anomaly maps
 ARTICLE = {key: PRESETS["blog"][key] for key in ("energy", "alpha", "lam", "iterations")}
-# Tiles a call of the article's loop: its stale gradient keeps the graph of every iteration in memory.
-ARTICLE_CHUNK = {"cpu": 32, "cuda": 256}
+ARTICLE_CHUNK = {"cpu": 32, "cuda": 256}  # tiles a call: its stale gradient keeps the graph of every iteration in memory
 
 
 def scores(ws: Workspace) -> dict[str, Score]:
@@ -40,30 +39,21 @@ def scores(ws: Workspace) -> dict[str, Score]:
         "preset's own": config,
     }
     methods = {f"VAE residual, {kind.upper()}": residual_score(vae, kind) for kind in ("l1", "l2", "ssim", "l1_ssim")}
-    methods |= {
-        "article, as published": _article_score(ws, article, BUGS),
-        "article + detached gradient": _article_score(ws, article, ("detached_gradient",)),
-        "article + swapped BCE": _article_score(ws, article, ("swapped_bce",)),
-        "article + stale gradient": _article_score(ws, article, ("stale_gradient",)),
-        "article, corrected": projection_score(fast, article),
-    }
+    methods["article, as published"] = _article_score(ws, article, BUGS)
+    methods |= {f"article + {bug.replace('_', ' ').replace('bce', 'BCE')}": _article_score(ws, article, (bug,)) for bug in BUGS}
+    methods["article, corrected"] = projection_score(fast, article)
     # The preset's own is mostly one of the rows above it: the same function then, to be judged once.
     by_config = {c: projection_score(fast, c, stopping_energy(fast, ws.stopping_crops, c)) for c in projections.values()}
     return methods | {name: by_config[c] for name, c in projections.items()}
 
 
 def _article_score(ws: Workspace, config: Config, bugs: tuple[str, ...]) -> Score:
-    def move(tiles: Tensor) -> Tensor:
-        return torch.cat([article_loop(ws.vae, part, config, bugs) for part in tiles.split(ARTICLE_CHUNK[tiles.device.type])])
-
-    return change_score(move, config.score)
+    chunk = ARTICLE_CHUNK[ws.device.type]
+    return change_score(lambda x: torch.cat([article_loop(ws.vae, p, config, bugs) for p in x.split(chunk)]), config.score)
 
 
 def judge(ws: Workspace, score: Score, *, keep_maps: bool = True) -> tuple[dict[str, Any], np.ndarray]:
-    """Metrics of the anomaly maps of every test image, smoothed and ``raw``, and the smoothed maps, float32 [N, H, W].
-
-    Maps are as large as the images: without ``keep_maps`` there are none.
-    """
+    """Metrics of all test images' maps, smoothed and ``raw``; smoothed maps, float32 [N, H, W], none without ``keep_maps``."""
     raw = anomaly_maps(ws.test.images, score, ws.config)
     maps = smooth(raw, ws.config.sigma, ws.config.sigma_wide)
     metrics = evaluate(maps, ws.test.gt_masks, ws.test.defects)
@@ -73,21 +63,16 @@ def judge(ws: Workspace, score: Score, *, keep_maps: bool = True) -> tuple[dict[
 
 def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Every method on the VAE of every seed; each is computed once, then found by what made it, also after a killed run.
-
-    Returns:
-        For each method the mean over seeds of each metric, ``raw`` metrics alike, ``seeds`` (a row each), and of the
-        first seed ``standard_error``, ``per_defect`` and ``oracle_F1`` with its threshold; ``gain``: how far the mean lies
-        above the best VAE residual's in each metric, with the standard error of that difference, images resampled alike for
-        both and in every seed.
-        For each method the first seed's smoothed maps, [N, H, W].
+    Returns for each method the mean over seeds of each metric, ``raw`` metrics alike, ``seeds`` (a row each), ``gain`` (how
+    far the mean lies above the best VAE residual's, with the standard error of that difference), and of the first seed
+    ``standard_error``, ``per_defect``, ``oracle_F1`` with its threshold; and the first seed's smoothed maps, [N, H, W].
     """
     rows: dict[str, list[dict[str, Any]]] = {}
     maps: dict[str, Tensor] = {}
     for seed in seeds:
-        chosen, judged = ws.reconfigured(seed=seed), {}
+        chosen, judged, keep = ws.reconfigured(seed=seed), {}, seed == seeds[0]
         for name, score in tqdm(scores(chosen).items(), desc=f"seed {seed}", unit="method"):
             if score not in judged:
-                keep = seed == seeds[0]
                 compute = functools.partial(judge, chosen, score, keep_maps=keep)
                 judged[score] = cached(chosen, f"method: {name}, {ARTICLE}, maps {keep}", compute)
             rows.setdefault(name, []).append(judged[score][0])
@@ -95,11 +80,11 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
     residuals = [results for name, results in rows.items() if name.startswith("VAE")]
     methods: dict[str, Any] = {}
     for name, results in rows.items():
-        methods[name] = {key: value for key, value in results[0].items() if key not in ("replicates", "raw")}
-        methods[name] |= {key: _mean(results, key) for key in METRICS}
-        methods[name]["raw"] = {key: _mean([r["raw"] for r in results], key) for key in METRICS}
-        methods[name]["seeds"] = {str(s): {k: r[k] for k in METRICS} for s, r in zip(seeds, results, strict=True)}
-        methods[name]["gain"] = _gain(results, residuals)
+        first = {key: value for key, value in results[0].items() if key != "replicates"}
+        raw = {key: _mean([row["raw"] for row in results], key) for key in METRICS}
+        each = {str(seed): {key: row[key] for key in METRICS} for seed, row in zip(seeds, results, strict=True)}
+        own = {key: _mean(results, key) for key in METRICS} | {"raw": raw, "seeds": each, "gain": _gain(results, residuals)}
+        methods[name] = first | own
     return methods, maps
 
 
@@ -108,10 +93,7 @@ def _mean(results: list[dict[str, Any]], key: str) -> Any:
 
 
 def _gain(own: list[dict[str, Any]], others: list[list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
-    """How far one method's mean over seeds lies above the best of others, and the paired standard error of that difference.
-
-    A resampling draws the same images in every seed, so its value too is a mean over seeds.
-    """
+    """How far one mean over seeds lies above the best of others, and its paired error: replicates all draw the same images."""
     gain = {}
     for k, key in enumerate(METRICS):
         best = max(others, key=lambda other: _mean(other, key))
@@ -126,11 +108,7 @@ def relative(maps: Tensor) -> Tensor:
 
 
 def label_free_threshold(ws: Workspace) -> float:
-    """Where to cut the preset's own smoothed maps, made `relative`, from normal images alone: the 99.9 % quantile of theirs.
-
-    A VAE knows its own training images too well, few as they are. So a second one is trained without a fifth of them
-    (`proxy_workspace`), and its maps of those it has not seen are what the quantile is taken of.
-    """
+    """Where to cut `own_maps` made `relative`: the 99.9 % quantile on normal images its VAE never saw (`proxy_workspace`)."""
     held_out = proxy_workspace(ws)
     good = [i for i, defect in enumerate(held_out.test.defects) if defect == "good"]
     maps = relative(own_maps(held_out, held_out.test.images[good]))
@@ -144,23 +122,17 @@ def own_maps(ws: Workspace, images: Tensor) -> Tensor:
 
 
 def restoration(ws: Workspace) -> dict[str, dict[str, Tensor]]:
-    """How near each picture of a defective crop comes to the same scene without its defect (SynthGrid knows it).
-
-    One crop of every defective test image, centred on the defect.
-
-    Returns:
-        For the test image, the VAE's reconstruction and the projection: ``psnr_inside``, ``psnr_outside`` (dB),
-        ``ssim_inside``, ``ssim_outside``, each [images], over the pixels inside and outside the mask. Where image and
-        truth agree exactly the PSNR is infinite.
+    """How near each picture of a crop centred on a test image's defect comes to the scene without it (SynthGrid knows it).
+    For the test image, the VAE's reconstruction and the projection: ``psnr_inside``, ``psnr_outside`` (dB; infinite where
+    picture and truth agree), ``ssim_inside``, ``ssim_outside``, each [images], over the pixels in and outside the mask.
     """
     names = [name for name in ws.test.names if not name.startswith("good/")]
     crops, masks, corners = ws.crops_at(names)
     side, masks = ws.config.crop_size, masks.to(ws.device)
     scenes = to_unit(load_clean(ws.folder, names, ws.config.image_size).to(ws.device))
     clean = torch.stack([scene[..., y : y + side, x : x + side] for scene, (y, x) in zip(scenes, corners, strict=True)])
-    with torch.no_grad():
-        painted = ws.vae.reconstruct(crops)
-    pictures = {"test image": crops, "VAE": painted, "projection": project(ws.fast_vae, crops, ws.config, ws.stop_at)}
+    projected = project(ws.fast_vae, crops, ws.config, ws.stop_at)
+    pictures = {"test image": crops, "VAE": ws.vae.reconstruct(crops), "projection": projected}
     result: dict[str, dict[str, Tensor]] = {method: {} for method in pictures}
     for method, picture in pictures.items():
         similarity = ssim_map(picture, clean).mean(1)
@@ -180,12 +152,9 @@ def table(methods: dict[str, Any]) -> str:
     """Markdown: a row a method, smoothed metrics with the spread over seeds, raw pixel AUROC last."""
     lines = ["| method | " + " | ".join(METRICS) + " | raw pixel_AUROC |", "|---|" + "---|" * (len(METRICS) + 1)]
     for name, row in methods.items():
-        cells = []
-        for key in METRICS:
-            values = [seed[key] for seed in row["seeds"].values()]
-            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-            cells.append(f"{row[key]:.4f}{spread}")
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {row['raw']['pixel_AUROC']:.4f} |")
+        seeds = {key: [seed[key] for seed in row["seeds"].values()] for key in METRICS}
+        cells = [f"{row[key]:.4f}" + (f" ± {np.std(v, ddof=1):.4f}" if len(v) > 1 else "") for key, v in seeds.items()]
+        lines.append(f"| {name} | {' | '.join(cells)} | {row['raw']['pixel_AUROC']:.4f} |")
     return "\n".join(lines)
 
 
