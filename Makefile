@@ -47,9 +47,10 @@ html: $(READY) ## turn the notebooks into a site that needs no network, results/
 	rm -rf results/site
 	mv build/site results/site
 
-lint: $(READY) ## check style and format of code and notebooks
+lint: $(READY) ## check style, format and types of code and notebooks
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 lock: ## pin the dependencies of pyproject.toml into requirements.lock (LOCK_ARGS=--upgrade for newer releases)
 	$(PYTHON) -m venv build/lock
@@ -58,7 +59,7 @@ lock: ## pin the dependencies of pyproject.toml into requirements.lock (LOCK_ARG
 		-P $(TORCH) -P $(TORCHVISION) $(LOCK_ARGS) --quiet -o requirements.lock
 
 clean: ## remove caches and build/; .venv, data/ and results/ stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name .venv -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
 
 $(READY): requirements.lock pyproject.toml

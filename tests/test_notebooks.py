@@ -9,7 +9,7 @@ import nbformat
 import papermill
 import pytest
 
-from vaeproj.cli.runner import NOTEBOOK_DIR
+from vaeproj.cli.runner import NOTEBOOK_DIR, run
 from vaeproj.config import PROJECT_ROOT
 from vaeproj.workspace import Request
 
@@ -94,3 +94,12 @@ def test_a_changed_marked_output_is_noticed(tmp_path):
     done = nbval(path)
     assert done.returncode == 1
     assert "50" in done.stdout
+
+
+def test_two_equal_runs_give_the_same_bytes(tmp_path):
+    runs = [run(("05",), Request(preset="ci", device="cpu", out=str(tmp_path / name)), progress=False) for name in "ab"]
+    files = sorted(path.relative_to(runs[0]) for path in runs[0].rglob("*") if path.is_file())
+    assert {path.suffix for path in files} >= {".png", ".pdf", ".npz", ".gif", ".webp", ".html", ".json"}
+    differ = [path for path in files if (runs[0] / path).read_bytes() != (runs[1] / path).read_bytes()]
+    # What was printed names the folder or the time; the manifest alone holds wall times.
+    assert {path.name for path in differ} <= {"manifest.json", "05_figures.ipynb"}

@@ -20,13 +20,11 @@ class CropSampler:
     """Random crops of images that stay on the device as uint8 (article: random crop, flips; ours: any-angle rotation).
 
     A crop is a row of seven numbers: image index, centre u and v in [0, 1), sine and cosine of its angle, two signs for
-    the flips. `draw` makes rows from a generator, `gather` turns rows into pixels; the two are apart so that a whole
-    epoch of rows is drawn at once on the CPU and a captured CUDA graph can gather from them.
+    the flips. `draw` makes rows from a generator on the CPU, `gather` turns rows into pixels, in a captured CUDA graph too.
     """
 
     def __init__(self, images: Tensor, config: Config) -> None:
-        self.images = images
-        self.config = config
+        self.images, self.config = images, config
 
     def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Rows for the images ``index`` [B] (CPU), as float32 [B, 7]."""

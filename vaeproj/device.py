@@ -12,13 +12,8 @@ from .config import UserError
 
 
 def set_up_device(name: str = "auto") -> torch.device:
-    """The device asked for, ``auto`` being the GPU when there is one; sets PyTorch and the allocator up for it.
-
-    TensorFloat-32 for what stays in fp32, and convolutions whose sums have one order. A few functions of PyTorch add floats
-    in any order on a GPU (``cumsum``, ``index_add_``; `metrics` has both): there the last digits of a metric may differ.
-
-    Raises:
-        UserError: a device that is not ``auto``, ``cpu`` or ``cuda``, or ``cuda`` without a GPU.
+    """The device asked for, ``auto`` being the GPU when there is one; sets PyTorch and the allocator up for it: TensorFloat-32
+    for what stays in fp32, and convolutions whose sums have one order. A `UserError` for one that is not there.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"There is no device '{name}'; choose auto, cpu or cuda.")
@@ -51,10 +46,8 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def projection_dtype(device: torch.device) -> torch.dtype:
-    """Precision of the network while images are projected; x and E stay in fp32.
-
-    On a GPU fp16, which has the mantissa of TensorFloat-32 in half the bytes; on a CPU bf16 where it is native.
-    `benchmarks/README.md` has what either does to the maps.
+    """Precision of the network while images are projected; x and E stay in fp32. On a GPU fp16, which has the mantissa of
+    TensorFloat-32; on a CPU bf16 where it is native. `benchmarks/README.md` has what either does to the maps.
     """
     if device.type == "cuda":
         return torch.float16

@@ -139,11 +139,8 @@ def evaluate(
 
 
 def psnr(image: Tensor, truth: Tensor, where: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB over the pixels of ``where``, each image by itself, [B].
-
-    Args:
-        image, truth: [B, C, H, W] in [0, 1].
-        where: bool [B, H, W]; an image without such pixels gives nan.
+    """Peak signal-to-noise ratio in dB, [B], of each image [B, C, H, W] in [0, 1] over the pixels of ``where``, bool [B, H, W];
+    nan without such pixels.
     """
     weight = where[:, None].expand_as(image).double()
     error = ((image.double() - truth.double()).square() * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))

@@ -61,12 +61,8 @@ class VAE(nn.Module):
     """Convolutional VAE: q(z | x) = N(mean, exp(log_var)), p(x | z) = Bernoulli(sigmoid(logits)).
 
     Article: three convolutions 1-32-64-128 (kernel 4, stride 2, padding 1), a dense layer of 1024, a latent space of
-    512, and the mirror image as decoder: 69,051,329 parameters at its crop of 128 x 128.
-
-    Args:
-        latent_dim: dimensions of z.
-        crop_size: side of the square input, pixels; a multiple of 8.
-        channels: 1 for grey images, 3 for RGB.
+    512, and the mirror image as decoder: 69,051,329 parameters at its crop of 128 x 128. ``crop_size`` is the side of the
+    square input, a multiple of 8; ``channels`` is 1 for grey images, 3 for RGB.
     """
 
     def __init__(self, latent_dim: int = 512, crop_size: int = 128, channels: int = 1) -> None:
@@ -111,7 +107,7 @@ class VAE(nn.Module):
         return self.decoder(z)
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, mean and log-variance with z = mean + exp(log_var / 2) * noise; noise [B, latent_dim] ~ N(0, 1)."""
+        """Logits, mean and log-variance with z = mean + exp(log_var / 2) * noise; noise [B, latent_dim] ~ N(0, I)."""
         mean, log_var = self.encode(x)
         return self.decode(mean + (0.5 * log_var).exp() * noise), mean, log_var
 
@@ -133,7 +129,7 @@ def elbo_loss(logits: Tensor, x: Tensor, mean: Tensor, log_var: Tensor) -> tuple
         mean, log_var: [B, latent_dim].
 
     Returns:
-        Binary cross-entropy -log p(x | z) and KL(q(z | x) || N(0, 1)), scalars in fp32; their sum is the negative ELBO.
+        Binary cross-entropy -log p(x | z) and KL(q(z | x) || N(0, I)), scalars in fp32; their sum is the negative ELBO.
     """
     bce = F.binary_cross_entropy_with_logits(logits.float(), x, reduction="sum")
     mean, log_var = mean.float(), log_var.float()

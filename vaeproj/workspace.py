@@ -20,7 +20,7 @@ from .files import written_whole
 from .model import VAE, frozen
 from .projection import stopping_energy
 from .synthgrid.dataset import COUNTS, write_synthgrid
-from .training import Trained, find_or_train, load
+from .training import TRAINING_VERSION, Trained, find_or_train, load
 
 STOPPING_CROPS = 512  # training crops whose energies set the stopping threshold
 
@@ -76,9 +76,7 @@ class Workspace:
         train, test = (load_split(folder, split, size, device=device, cache=cache) for split in ("train", "test"))
         channels = [split.images.shape[1] for split in (train, test)]
         if channels[0] != channels[1]:
-            raise UserError(
-                f"{folder} has {channels[0]} channels in training images, {channels[1]} in test images: use one kind."
-            )
+            raise UserError(f"{folder} has {channels[0]} channels in training and {channels[1]} in test images: use one kind.")
         return cls(config, request, folder, request.folder("draft"), device, kept, train, test)
 
     @property
@@ -118,9 +116,7 @@ class Workspace:
     @cached_property
     def stop_at(self) -> float:
         """Energy under which a tile counts as normal (`projection.stopping_energy`)."""
-        return (
-            stopping_energy(self.fast_vae, self.stopping_crops, self.config) if self.config.stop_quantile is not None else 0.0
-        )
+        return stopping_energy(self.fast_vae, self.stopping_crops, self.config)
 
     @cached_property
     def sampler(self) -> CropSampler:
@@ -128,7 +124,8 @@ class Workspace:
 
     @property
     def fingerprint(self) -> str:
-        return self.config.fingerprint(data=self.train.digest)
+        """Of configuration, data and the versions of the code that decodes and trains."""
+        return self.config.fingerprint(data=f"{self.train.digest} {self.test.digest} {TRAINING_VERSION}")
 
     def reconfigured(self, **changes: object) -> Self:
         """The same data, not read again, under other hyper-parameters; a `UserError` where they would change the data."""
