@@ -20,10 +20,6 @@ def resized(pixels: np.ndarray | Path, size: int, by: Image.Resampling = BILINEA
     return np.asarray(image.resize((size, size), by))
 
 
-def invert(path: Path) -> None:
-    save(path, 255 - np.asarray(Image.open(path)))
-
-
 def assert_same(a: Split, b: Split) -> None:
     np.testing.assert_array_equal(a.images, b.images)
     np.testing.assert_array_equal(a.gt_masks, b.gt_masks)
@@ -80,7 +76,8 @@ def test_files_of_sixteen_bits_are_scaled_by_the_depth_of_the_brightest(tmp_path
 
 def test_the_digest_follows_every_byte_and_nothing_else(category):
     before, other_size = ([load_split(category, split, size).digest for split in ("train", "test")] for size in (16, 32))
-    invert(category / "ground_truth/bent/003_mask.png")
+    path = category / "ground_truth/bent/003_mask.png"
+    save(path, 255 - np.asarray(Image.open(path)))
     after = [load_split(category, split, 16).digest for split in ("train", "test")]
     assert before == other_size
     assert (after[0] == before[0], after[1] == before[1]) == (True, False)
@@ -175,7 +172,7 @@ def test_another_way_to_decode_is_another_digest(category, monkeypatch):
 @pytest.mark.parametrize("name", ["test/bent/003.png", "ground_truth/bent/003_mask.png"])
 def test_a_changed_file_gives_new_pixels(category, tmp_path, name):
     before = load_split(category, "test", 16, cache=tmp_path)
-    invert(category / name)
+    save(category / name, 255 - np.asarray(Image.open(category / name)))
     after = load_split(category, "test", 16, cache=tmp_path)
     assert_same(after, load_split(category, "test", 16))
     changed = (bool((before.images != after.images).any()), (before.gt_masks != after.gt_masks).any())

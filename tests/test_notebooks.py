@@ -71,16 +71,6 @@ def test_without_a_clone_the_cell_that_installs_ends_in_one_sentence(path, tmp_p
     assert re.fullmatch(r"[^.\n]* clone the repository [^.\n]*\.\n", done.stderr)
 
 
-def test_no_function_is_defined_in_two_places():
-    def defined(sources):
-        return [name for source in sources for name in re.findall(r"^def (\w+)", source, re.M)]
-
-    names = defined(cell.source for path in NOTEBOOKS for cell in read(path).cells)
-    package = defined(path.read_text() for path in (PROJECT_ROOT / "vaeproj").rglob("*.py"))
-    assert len(names) == len(set(names))
-    assert not set(names) & set(package)
-
-
 def test_a_changed_marked_output_is_noticed(tmp_path):
     """The comparison itself can fail: the same notebook with one marked output altered does."""
     notebook = read(NOTEBOOKS[0])

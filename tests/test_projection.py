@@ -193,23 +193,15 @@ def test_project_and_trajectory_are_the_descent_of_each_tile(vae, vae64, changes
     assert path.frames.shape == path.reconstructions.shape == (settings.iterations + 1, *x_0.shape)
     assert torch.equal(path.frames[0], x_0)
     for i, taken in enumerate(steps):
-        frames, values = (a[: taken + 1] for a in alone[i])
-        np.testing.assert_allclose(path.frames[: taken + 1, i], frames, rtol=0, atol=1e-4)
-        np.testing.assert_allclose(path.reconstruction_energy[: taken + 1, i], values, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(path.frames[: taken + 1, i], alone[i][0][: taken + 1], rtol=0, atol=1e-4)
         assert (path.frames[taken:, i] == path.frames[taken, i]).all()  # stopped for good
-    assert torch.equal(x_0, before)
-
-
-def test_a_trajectory_records_what_its_frames_say(vae, vae64):
-    settings = config(iterations=4)
-    x_0 = tiles(3)
-    path = trajectory(vae, x_0, settings)
     for t, x in enumerate(path.frames):
         e, l_r = exact(vae64, x.double(), x_0.double(), settings)
         torch.testing.assert_close(path.reconstructions[t], vae.reconstruct(x).detach(), rtol=0, atol=1e-5)
         torch.testing.assert_close(path.reconstruction_energy[t].double(), l_r.detach(), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(path.distance[t].double(), (x - x_0).double().abs().sum((1, 2, 3)), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(path.energy(settings.lam)[t].double(), e.detach(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(x_0, before)
 
 
 @pytest.mark.parametrize(("iterations", "stop_at"), [(0, 0.0), (12, float("inf"))])
