@@ -50,8 +50,7 @@ def test_unrotated_crops_are_slices_to_the_bit(channels, flip):
     images = noise_images(4, channels, 20, 23)
     index = torch.arange(200) % 4
     crops = crops_of(images, config(flip=flip), index)
-    assert crops.shape == (200, channels, CROP, CROP)
-    assert crops.dtype == torch.float32
+    assert (crops.shape, crops.dtype) == ((200, channels, CROP, CROP), torch.float32)
     values = images.float().numpy() / 255
     where = [placements(crop.numpy(), values[i]) for crop, i in zip(crops, index, strict=True)]
     assert all(len(places) == 1 for places in where)
@@ -91,9 +90,8 @@ def test_rotated_crops_lie_rigidly_at_every_angle_inside_the_image(flip):
     octants = np.bincount((np.arctan2(right[:, 0], right[:, 1]) // (np.pi / 4)).astype(int) + 4, minlength=8)[:8]
     assert np.abs(octants - count / 8).max() < 6 * np.sqrt(count / 8 * 7 / 8)
     for axis, side in ((0, height), (1, width)):
-        assert at[:, axis].min() > -1e-4
-        assert at[:, axis].max() < side - 1 + 1e-4
-        assert at[:, axis].min() < 1 < side - 2 < at[:, axis].max()  # and they use the whole of it
+        low, high = at[:, axis].min(), at[:, axis].max()
+        assert -1e-4 < low < 1 < side - 2 < high < side - 1 + 1e-4  # and they use the whole of it
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -112,8 +110,7 @@ def test_rotated_crops_are_bilinear_between_pixels(flip):
 def test_values_stay_in_the_unit_interval(flip, rotation, seed, height, width):
     images = (noise_images(2, 1, height, width, seed=seed) > 127).byte() * 255  # only the two extremes
     crops = crops_of(images, config(flip=flip, rotation=rotation), torch.tensor([0, 1, 1]), seed)
-    assert crops.min() >= 0
-    assert crops.max() <= 1 + 1e-6
+    assert 0 <= crops.min() <= crops.max() <= 1 + 1e-6
 
 
 def test_crops_follow_their_generator_and_nothing_else():
@@ -147,8 +144,7 @@ sizes = st.integers(1, 12).flatmap(
 def test_tiles_start_every_stride_and_reach_the_far_border(size):
     crop, stride, height, _ = size
     starts = tile_starts(height, crop, stride)
-    assert starts[0] == 0
-    assert starts[-1] == height - crop
+    assert (starts[0], starts[-1]) == (0, height - crop)
     assert all(step == stride for step in np.diff(starts)[:-1])
     assert all(0 < step <= stride for step in np.diff(starts)[-1:])
 
@@ -195,8 +191,7 @@ def test_the_centred_crop_is_the_nearest_to_the_defect_inside_the_image(data, he
     region = min(largest, key=lambda r: np.abs(r.mean(0) - middle).sum())
     for start, side, centre in zip(corner, (height, width), region.mean(0), strict=True):
         distances = [abs(s + (crop - 1) / 2 - centre) for s in range(side - crop + 1)]
-        assert isinstance(start, int)
-        assert 0 <= start <= side - crop
+        assert isinstance(start, int) and 0 <= start <= side - crop
         assert distances[start] <= min(distances) + 1e-4
         assert start - 0.5 <= centre <= start + crop - 0.5  # the centre lies in the crop
 

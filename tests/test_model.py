@@ -54,7 +54,8 @@ def test_the_decoder_is_the_articles(seasoned_vae):
 
 
 def test_the_latent_is_mean_plus_deviation_times_noise(seasoned_vae):
-    vae, x, noise = seasoned_vae(), torch.rand(4, 1, 16, 16, generator=generator()), torch.randn(4, 8, generator=generator(1))
+    vae, x = seasoned_vae(), torch.rand(4, 1, 16, 16, generator=generator())
+    noise = torch.randn(4, vae.latent_dim, generator=generator(1))
     mean, log_var = vae.encode(x)
     logits, *rest = vae(x, noise)
     torch.testing.assert_close(rest, [mean, log_var])
