@@ -182,7 +182,7 @@ def test_untile_is_the_hann_weighted_mean_of_the_tiles_that_hold_a_pixel(size):
 def test_the_centred_crop_is_the_nearest_to_the_defect_inside_the_image(data, height, width, crop):
     mask = torch.zeros(height, width, dtype=torch.uint8)
     for _ in range(data.draw(st.integers(1, 3))):
-        mask[data.draw(st.integers(0, height - 1)) :, data.draw(st.integers(0, width - 1))] = 1
+        mask[data.draw(st.integers(0, height - 1)) :, data.draw(st.integers(0, width - 1)) :].fill_diagonal_(1)
     corner = centred_crop(torch.zeros(1, height, width), mask, crop)
     regions = regions_of({tuple(at) for at in np.argwhere(mask.numpy()).tolist()})
     largest = [np.array(sorted(r)) for r in regions if len(r) == max(map(len, regions))]
