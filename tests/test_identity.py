@@ -14,8 +14,8 @@ TRAINING = (
     training.batch_indices, training.learning_rates, training.train_step, training.fit,
 )  # fmt: skip
 KNOWN = {
-    "DECODING_VERSION": (2, "?"),
-    "TRAINING_VERSION": (2, "?"),
+    "DECODING_VERSION": (2, "e2af9bbaec0d8693"),
+    "TRAINING_VERSION": (2, "a5828d9b59565c34"),
 }
 
 

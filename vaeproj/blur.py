@@ -5,14 +5,11 @@ from torch import Tensor
 
 
 def gaussian_blur(x: Tensor, sigma: float, reach: int | None = None) -> Tensor:
-    """Gaussian filter of images, mirrored at the border.
+    """Gaussian filter of images [..., H, W], mirrored at the border.
 
     A product with a banded matrix from either side: on a CPU it takes a fraction of the time of convolutions of one channel.
 
-    Args:
-        x: float [..., H, W].
-        sigma: pixels, above 0.
-        reach: pixels to each side, less than H and W; None: four sigma, or as far as a small image can be mirrored.
+    ``sigma``, above 0, and ``reach`` to each side, below H and W, are in pixels; None: four sigma, or what can be mirrored.
     """
     height, width = x.shape[-2:]
     if reach is None:

@@ -65,15 +65,8 @@ def category_dir(data_root: Path, category: str) -> Path:
 def load_split(folder: Path, split: str, size: int, *, device: torch.device = CPU, cache: Path | None = None) -> Split:
     """Read ``train`` or ``test`` of a category folder, by the files that are there.
 
-    Images are resized to ``size`` x ``size`` with a bilinear filter, masks with nearest neighbour. The pixels are kept
-    under the split's digest, so a second start reads them as they are and a changed file is decoded anew.
-
-    Args:
-        folder: a category folder, such as ``mvtec_ad/grid``.
-        split: ``train`` or ``test``.
-        size: side of the resized images, pixels.
-        device: where the images go.
-        cache: folder of decoded arrays; None keeps nothing.
+    Images are resized to ``size`` x ``size`` pixels with a bilinear filter, masks with nearest neighbour. The pixels are kept
+    in ``cache`` under the split's digest, so a second start reads them as they are and a changed file is decoded anew.
 
     Raises:
         UserError: no images, an unreadable image, a missing mask or one of another size than its image.

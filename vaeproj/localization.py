@@ -18,15 +18,8 @@ Score = Callable[[Tensor], Tensor]  # tiles [B, C, crop, crop] in [0, 1] -> anom
 
 
 def anomaly_maps(images: Tensor, score: Score, config: Config, *, at_once: int = TILES_AT_ONCE) -> Tensor:
-    """Unsmoothed anomaly maps of whole images.
-
-    Args:
-        images: uint8 [N, C, H, W].
-        score: judges their tiles.
-        at_once: about how many tiles are held at a time.
-
-    Returns:
-        float32 [N, H, W]: the mean over channels and, weighted, over the tiles that hold a pixel (`crops.untile`).
+    """Unsmoothed anomaly maps, float32 [N, H, W], of images, uint8 [N, C, H, W]: the mean over channels and, weighted, over
+    the tiles that hold a pixel (`crops.untile`). About ``at_once`` tiles are held at a time.
     """
     height, width = images.shape[-2:]
     tiles_each = tile(images[:1], config.crop_size, config.stride).shape[1]

@@ -105,14 +105,9 @@ def region_weights(gt_masks: np.ndarray) -> np.ndarray:
 def evaluate(
     maps: Tensor, gt_masks: np.ndarray, defects: Sequence[str], *, bootstrap: int = 200, seed: int = 0, bins: int = BINS
 ) -> dict[str, Any]:
-    """Pooled localization metrics of smoothed maps.
-
-    Args:
-        maps: float32 [N, H, W].
-        gt_masks: uint8 [N, H, W] in {0, 1}.
-        defects: the defect of each image, or ``good``.
-        bootstrap: resamplings of the images behind the standard errors; 0 leaves them out.
-        bins: of scores, into which pixels are counted for them.
+    """Pooled localization metrics of smoothed maps, float32 [N, H, W], against gt_masks, uint8 [N, H, W], 0 or 1, of images
+    with ``defects`` or ``good``. Standard errors come from ``bootstrap`` resamplings of the images, 0 for none, with pixels
+    counted in ``bins`` of scores.
 
     Returns:
         ``pixel_AUROC``, ``pixel_AUPRO`` (to FPR .3), ``pixel_AP``, ``image_AUROC``, each also under ``standard_error``

@@ -121,15 +121,8 @@ class VAE(nn.Module):
 
 
 def elbo_loss(logits: Tensor, x: Tensor, mean: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor]:
-    """The two terms of the negative ELBO, each summed over pixels or latents and over the batch (article).
-
-    Args:
-        logits: [B, C, H, W]; from logits because the sigmoid's logarithm saturates.
-        x: [B, C, H, W] in [0, 1].
-        mean, log_var: [B, latent_dim].
-
-    Returns:
-        Binary cross-entropy -log p(x | z) and KL(q(z | x) || N(0, I)), scalars in fp32; their sum is the negative ELBO.
+    """The two terms of the negative ELBO, binary cross-entropy -log p(x | z) and KL(q(z | x) || N(0, I)): scalars in fp32, each
+    summed over pixels or latents and over the batch (article). From logits, because the sigmoid's logarithm saturates.
     """
     bce = F.binary_cross_entropy_with_logits(logits.float(), x, reduction="sum")
     mean, log_var = mean.float(), log_var.float()

@@ -46,11 +46,7 @@ def reconstruction_energy(logits: Tensor, x: Tensor, config: Config) -> Tensor:
     """L_r of each tile, summed over its pixels, [B].
 
     ``squared``: |x - f(x)|^2 + ``coarse_weight`` |G (x - f(x))|^2, with G a Gaussian of ``coarse_sigma`` pixels;
-    ``bce``: -log p(x | z) under Bernoulli pixels, the article's choice.
-
-    Args:
-        logits: of f(x), [B, C, H, W].
-        x: [B, C, H, W] in [0, 1].
+    ``bce``: -log p(x | z) under Bernoulli pixels, the article's choice. ``logits`` are those of f(x), alike x [B, C, H, W].
     """
     if config.energy == "squared":
         residual = x - logits.sigmoid()
@@ -67,12 +63,7 @@ def energy_gradient(vae: VAE, x: Tensor, x_0: Tensor, config: Config) -> tuple[T
     ``gradient="full"`` differentiates through the VAE (paper); ``"detached"`` holds f(x) fixed, as the article and
     every public implementation we know do.
 
-    Args:
-        vae: from `model.frozen`.
-        x, x_0: [B, C, H, W] in [0, 1].
-
-    Returns:
-        Gradient and f(x), [B, C, H, W] each; L_r, [B].
+    With x, x_0 [B, C, H, W] in [0, 1], returns gradient and f(x), [B, C, H, W] each, and L_r, [B].
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -108,13 +99,7 @@ def stopping_energy(vae: VAE, training_tiles: Tensor, config: Config) -> float:
 
 
 def trajectory(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0) -> Trajectory:
-    """Project a few tiles and keep every frame.
-
-    Args:
-        vae: from `model.frozen`.
-        tiles: x_0, [B, C, H, W] in [0, 1].
-        stop_at: a tile with L_r below this moves no more (`stopping_energy`).
-    """
+    """Project a few tiles x_0, [B, C, H, W] in [0, 1], and keep every frame; a tile with L_r below ``stop_at`` stays."""
     x, frames, pictures, terms = tiles, [], [], []
     for _ in range(config.iterations + 1):
         moved, reconstruction, l_r = step(vae, x, tiles, config)
@@ -127,13 +112,8 @@ def trajectory(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0) ->
 
 
 def project(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0, *, chunk: int | None = None) -> Tensor:
-    """Project many tiles: x_T, the last frame of `trajectory`, in bounded memory.
-
-    Args:
-        vae: from `model.frozen`.
-        tiles: x_0, [B, C, H, W] in [0, 1], on the VAE's device.
-        stop_at: a tile with L_r below this moves no more (`stopping_energy`).
-        chunk: tiles worked on at once; None: as many as suit the device.
+    """Project many tiles: x_T, the last frame of `trajectory`, in bounded memory; ``chunk`` tiles at once, None: as suits the
+    device.
     """
     done: list[Tensor] = []
     for part in tiles.split(chunk or _chunk(tiles)):

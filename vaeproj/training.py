@@ -70,14 +70,8 @@ def learning_rates(steps: int, config: Config) -> list[float]:
 
 
 def train_step(vae: VAE, optimizer: Optimizer, crops: Tensor, noise: Tensor, beta: float) -> Tensor:
-    """One step down the negative ELBO, its KL term weighted by ``beta`` (article).
-
-    Args:
-        crops: [B, C, crop, crop] in [0, 1].
-        noise: [B, latent_dim] ~ N(0, I).
-
-    Returns:
-        Binary cross-entropy and KL per crop before the step, [2], nats.
+    """One step down the negative ELBO, its KL term weighted by ``beta`` (article), on crops [B, C, crop, crop] in [0, 1] with
+    noise [B, latent_dim] ~ N(0, I). Returns binary cross-entropy and KL per crop before the step, [2], nats.
     """
     kind = crops.device.type
     with torch.autocast(kind, torch.bfloat16, cache_enabled=False) if has_native_bf16(crops.device) else nullcontext():
@@ -190,11 +184,8 @@ def _once(
 
 
 def find_or_train(images: Tensor, config: Config, digest: str, *, folder: Path = CHECKPOINT_DIR, **options: Any) -> Path:
-    """The checkpoint of this configuration and data, named after both and the code's version; made if it is not there yet.
-
-    Args:
-        images: uint8 [N, C, H, W] on the device, with their files' ``digest`` (`data.Split`).
-        options: of `fit`.
+    """The checkpoint of this configuration and of these images with their ``digest`` (`data.Split`), named after both and the
+    code's version; made, with ``options`` of `fit`, if it is not there yet.
     """
     data = f"{digest} training {TRAINING_VERSION}"
     path = folder / f"vae-{config.fingerprint('data', 'crops', 'model', 'training', data=data)}.safetensors"
