@@ -66,17 +66,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def category(tmp_path: Path) -> Path:
     """``root/mesh``: three training images, two good and three defective test images, gaps in their numbers, strays."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "root" / "mesh"
-
-    def noise() -> np.ndarray:
-        return rng.integers(0, 256, (40, 48), dtype=np.uint8)
-
+    rng, folder, shape = np.random.default_rng(0), tmp_path / "root" / "mesh", (40, 48)
     for name in ("train/good/000", "train/good/002", "train/good/010", "test/good/001", "test/good/007"):
-        write_image(folder / f"{name}.png", noise())
+        write_image(folder / f"{name}.png", rng.integers(0, 256, shape, dtype=np.uint8))
     for name in ("bent/003", "bent/004", "thread/000"):
-        write_image(folder / f"test/{name}.png", noise())
-        mask = np.zeros((40, 48), np.uint8)
+        write_image(folder / f"test/{name}.png", rng.integers(0, 256, shape, dtype=np.uint8))
+        mask = np.zeros(shape, np.uint8)
         top, left = rng.integers(0, 20, 2)
         mask[top : top + 15, left : left + 20] = 255
         write_image(folder / f"ground_truth/{name}_mask.png", mask)

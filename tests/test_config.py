@@ -15,40 +15,22 @@ from vaeproj.config import PRESETS, Config, field_types, parse_settings
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 NUMERIC = [name for name, field in FIELDS.items() if field.metadata["low"] is not None]
 WHOLE = [name for name in NUMERIC if FIELDS[name].type is int]
-GROUPS = ("data", "crops", "model", "training", "projection", "localization")
+GROUPS = {field.metadata["group"] for field in FIELDS.values()}
 
 
 def other_values(name: str) -> dict[str, object]:
     """A valid change of one field (with `epochs`, of the field it excludes)."""
-    field, value = FIELDS[name], getattr(Config(), name)
-    if name == "epochs":
-        return {"epochs": 3, "steps": 0}
-    if field.metadata["choices"]:
-        return {name: next(c for c in field.metadata["choices"] if c != value)}
-    if isinstance(value, bool):
-        return {name: not value}
+    value, choices = getattr(Config(), name), FIELDS[name].metadata["choices"] or (True, False)
+    if FIELDS[name].type in (bool, str):
+        return {name: next(choice for choice in choices if choice != value)}
     known = {"image_size": 256, "crop_size": 64, "stride": 32, "stop_quantile": 0.5, "synthgrid_fraction": 0.5}
-    return {name: known.get(name, value * 2 if value else 1)}
+    return {name: known.get(name, value * 2 if value else 1)} | ({"steps": 0} if name == "epochs" else {})
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_builds_and_is_read_in_full(preset):
     config = Config.from_preset(preset)
     assert dataclasses.asdict(config) == dataclasses.asdict(Config()) | PRESETS[preset]
-
-
-def test_presets_are_the_promised_and_quick_is_the_default():
-    assert list(PRESETS) == ["ci", "quick", "half", "blog", "best"]
-    assert Config.from_preset("quick") == Config()
-
-
-@pytest.mark.parametrize("name", FIELDS)
-def test_every_field_says_what_it_is(name):
-    meta = FIELDS[name].metadata
-    kind = field_types(name)[0]
-    assert meta["group"] in GROUPS
-    assert (meta["low"] is not None and meta["high"] is not None) == (kind in (int, float))
-    assert bool(meta["choices"]) == (kind is str)
 
 
 def test_blog_is_the_articles_recipe():
@@ -60,12 +42,6 @@ def test_blog_is_the_articles_recipe():
         "energy": "bce", "alpha": 0.05, "lam": 1.0, "iterations": 1 + 15,
     }  # fmt: skip
     assert {name: config[name] for name in recipe} == recipe
-
-
-def test_a_config_cannot_be_changed_in_place():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().alpha = 1.0
-    assert Config().replace(alpha=1).alpha == 1.0 != Config().alpha
 
 
 def test_a_whole_number_is_welcome_where_a_fraction_is_meant():
@@ -88,14 +64,6 @@ def test_a_value_out_of_range_is_refused(refuses, data):
 
 
 @given(st.data())
-def test_any_value_in_range_is_kept_as_it_is(data):
-    name = data.draw(st.sampled_from([n for n in NUMERIC if n not in ("steps", "epochs", "image_size", "crop_size", "stride")]))
-    low, high = FIELDS[name].metadata["low"], FIELDS[name].metadata["high"]
-    value = data.draw(st.integers(low, high) if name in WHOLE else st.floats(low, high))
-    assert getattr(Config(**{name: value}), name) == value
-
-
-@given(st.data())
 def test_a_value_of_another_type_is_refused(refuses, data):
     name = data.draw(st.sampled_from(list(FIELDS)))
     values = {
@@ -109,20 +77,12 @@ def test_a_value_of_another_type_is_refused(refuses, data):
         Config(**{name: data.draw(values[field_types(name)])})
 
 
-@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.type is str])
-def test_an_unknown_choice_is_answered_with_the_choices(refuses, name):
-    with refuses(name, *FIELDS[name].metadata["choices"]):
-        Config(**{name: "other"})
-
-
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"crop_size": 100}, ["crop_size", "multiple of 8"]),
         ({"image_size": 64, "crop_size": 128}, ["crop_size", "image_size"]),
         ({"crop_size": 32, "stride": 33}, ["stride", "32"]),
-        ({"steps": 0, "epochs": 0}, ["steps", "epochs"]),
-        ({"steps": 1, "epochs": 1}, ["steps", "epochs"]),
     ],
 )
 def test_values_that_do_not_fit_one_another_are_refused(refuses, values, words):
@@ -152,7 +112,7 @@ def test_settings_are_read(settings, expected):
 
 
 @given(st.data())
-def test_a_setting_written_out_reads_back(data):
+def test_any_value_in_range_is_kept_as_it_is_and_reads_back_written_out(data):
     name = data.draw(st.sampled_from(list(FIELDS)))
     meta, kind = FIELDS[name].metadata, field_types(name)[0]
     values = {
@@ -162,29 +122,25 @@ def test_a_setting_written_out_reads_back(data):
     }
     value = data.draw(values[kind] if kind in values else st.floats(meta["low"], meta["high"]))
     assert parse_settings(f"{name}={value}") == {name: value}
+    if name not in ("steps", "epochs", "image_size", "crop_size", "stride"):  # which must also fit one another
+        assert getattr(Config(**{name: value}), name) == value
 
 
-@pytest.mark.parametrize("settings", ["alpha", "alpha=", "=", "alpha 0.2", "alpha= 0.2"])
-def test_a_setting_of_another_form_is_refused(refuses, settings):
-    with refuses("NAME=VALUE"):
-        parse_settings(settings)
-
-
-def test_an_unknown_name_is_answered_with_the_names(refuses):
-    with refuses("'alhpa'", *FIELDS):
-        Config.from_preset("quick", "alhpa=0.2")
-
-
-def test_an_unknown_preset_is_answered_with_the_presets(refuses):
-    with refuses("'slow'", *PRESETS):
-        Config.from_preset("slow")
-
-
-def test_settings_are_checked_like_any_other_value(refuses):
-    with refuses("alpha", "'big'"):
-        Config.from_preset("quick", "alpha=big")
-    with refuses("iterations", "0.5"):
-        Config.from_preset("quick", "iterations=0.5")
+@pytest.mark.parametrize(
+    ("preset", "settings", "words"),
+    [
+        ("slow", "", ["'slow'", *PRESETS]),
+        ("quick", "alhpa=0.2", ["'alhpa'", *FIELDS]),
+        ("quick", "alpha=big", ["alpha", "'big'"]),
+        ("quick", "iterations=0.5", ["iterations", "0.5"]),
+        *[("quick", form, ["NAME=VALUE"]) for form in ("alpha", "alpha=", "=", "alpha 0.2", "alpha= 0.2")],
+        *[("quick", both, ["steps", "epochs"]) for both in ("steps=5 epochs=5", "steps=0", "steps=0 epochs=0")],
+        *[("quick", f"{n}=other", [n, *f.metadata["choices"]]) for n, f in FIELDS.items() if f.metadata["choices"]],
+    ],
+)
+def test_what_cannot_be_read_is_answered_with_what_can(refuses, preset, settings, words):
+    with refuses(*words):
+        Config.from_preset(preset, settings)
 
 
 def test_naming_steps_or_epochs_replaces_the_presets_other():
@@ -194,19 +150,12 @@ def test_naming_steps_or_epochs_replaces_the_presets_other():
     assert (by_epochs.steps, by_epochs.epochs) == (0, 3)
 
 
-def test_asking_for_both_or_none_is_refused(refuses):
-    for settings in ("steps=5 epochs=5", "steps=0", "steps=0 epochs=0"):
-        with refuses("steps", "epochs"):
-            Config.from_preset("quick", settings)
-
-
 @pytest.mark.parametrize("name", FIELDS)
 def test_the_fingerprint_changes_with_the_fields_of_its_groups_alone(name):
     one, other = Config(), Config(**other_values(name))
     assert one.fingerprint() != other.fingerprint()
-    for group in GROUPS:
-        changed = one.fingerprint(group) != other.fingerprint(group)
-        assert changed == (group == FIELDS[name].metadata["group"])
+    changed = {group for group in GROUPS if one.fingerprint(group) != other.fingerprint(group)}
+    assert changed == {FIELDS[name].metadata["group"]}
 
 
 def test_the_fingerprint_is_ten_hex_digits_that_follow_the_data():
@@ -217,9 +166,7 @@ def test_the_fingerprint_is_ten_hex_digits_that_follow_the_data():
 
 def test_the_fingerprint_is_the_same_in_another_process():
     code = "from vaeproj.config import Config; print(Config.from_preset('best').fingerprint('data', 'model', data='x'))"
-    prints = {Config.from_preset("best").fingerprint("data", "model", data="x")}
     for salt in ("1", "2"):  # Python's own hash of a string differs between these
         environment = os.environ | {"PYTHONHASHSEED": salt}
         run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        prints.add(run.stdout.strip())
-    assert len(prints) == 1
+        assert run.stdout.strip() == Config.from_preset("best").fingerprint("data", "model", data="x")

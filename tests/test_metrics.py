@@ -29,14 +29,10 @@ def scene(seed: int, levels: int = 0, shape: tuple[int, int] = (14, 17)) -> tupl
 
 def regions_of(masks: np.ndarray) -> list[np.ndarray]:
     """Each 8-connected region as a bool array over all images."""
-    found = []
-    for i, mask in enumerate(masks):
-        labels, number = ndimage.label(mask, structure=np.ones((3, 3)))
-        for k in range(1, number + 1):
-            region = np.zeros(masks.shape, bool)
-            region[i] = labels == k
-            found.append(region)
-    return found
+    touching = np.zeros((3, 3, 3))
+    touching[1] = 1  # within an image
+    labels, number = ndimage.label(masks, touching)
+    return [labels == k + 1 for k in range(number)]
 
 
 def aupro_by_loops(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> float:
@@ -83,11 +79,10 @@ def test_aupro_is_pyaupros_where_no_scores_tie(seed):
 
 @given(st.integers(0, 10**6), st.sampled_from([2, 5, 20]))
 def test_the_pro_curve_is_mvtecs_own_where_scores_tie(seed, levels):
-    """pyaupro carries MVTec's evaluation code, which merges equal scores as we do.
+    """pyaupro carries MVTec's evaluation code, which merges equal scores as we do; its default curve does not.
 
-    Its default curve does not: it goes through tied pixels one by one, in whatever order they were sorted. Its
-    `auc_compute` then continues the last point before the limit horizontally, where we and MVTec interpolate. Without
-    ties the curve is a staircase and neither matters; with them the area is taken here from the curve itself.
+    Its `auc_compute` continues the last point before the limit horizontally, where we and MVTec interpolate: with ties
+    the area is taken here from the curve itself.
     """
     maps, masks, _ = scene(seed, levels)
     metric = PerRegionOverlap(thresholds=None, reference_implementation=True)
@@ -113,15 +108,6 @@ def test_aupro_by_hand():
     assert evaluate(torch.ones(1, 2, 5), masks, ["bent"], bootstrap=0)["pixel_AUPRO"] == pytest.approx(0.15)
 
 
-def test_perfect_and_inverted_maps():
-    _, masks, defects = scene(1)
-    perfect = evaluate(torch.from_numpy(masks).float(), masks, defects, bootstrap=0)
-    assert [perfect[k] for k in ("pixel_AUROC", "pixel_AUPRO", "pixel_AP", "oracle_F1", "image_AUROC")] == [1.0] * 5
-    assert perfect["oracle_threshold"] == 1.0
-    inverted = evaluate(1 - torch.from_numpy(masks).float(), masks, defects, bootstrap=0)
-    assert inverted["pixel_AUROC"] == inverted["pixel_AUPRO"] == 0.0
-
-
 def test_region_weights_count_each_region_once():
     _, masks, _ = scene(2)
     weights, regions = region_weights(masks), regions_of(masks)
@@ -134,22 +120,16 @@ def test_region_weights_count_each_region_once():
 
 @settings(max_examples=20)
 @given(st.integers(0, 10**6), st.sampled_from([0, 2, 5, 20]))
-def test_the_best_f1_is_that_of_the_best_threshold(seed, levels):
+def test_f1_is_scikit_learns_and_the_best_is_that_of_the_best_threshold(seed, levels):
     maps, masks, defects = scene(seed, levels, shape=(8, 9))
     result = evaluate(maps, masks, defects, bootstrap=0)
     truth, scores = masks > 0, maps.numpy()
-    expected = max(2 * (truth & (scores >= t)).sum() / (truth.sum() + (scores >= t).sum()) for t in np.unique(scores))
-    assert expected == pytest.approx(f1_score(truth.ravel(), scores.ravel() >= result["oracle_threshold"]))
-    assert result["oracle_F1"] == pytest.approx(expected, abs=1e-9)
-    assert f1_at(maps, masks, result["oracle_threshold"]) == pytest.approx(expected, abs=1e-6)
-
-
-def test_f1_at_a_threshold_by_hand():
-    masks = np.array([[[1, 1, 0, 0]]], np.uint8)
-    maps = torch.tensor([[[0.9, 0.2, 0.5, 0.1]]])
-    assert f1_at(maps, masks, 0.5) == pytest.approx(2 * 1 / (2 + 2))  # flags 1 right, 1 wrong, misses 1
-    assert f1_at(maps, masks, 0.2) == pytest.approx(2 * 2 / (3 + 2))
-    assert f1_at(maps, masks, 1.0) == 0
+    best = max(2 * (truth & (scores >= t)).sum() / (truth.sum() + (scores >= t).sum()) for t in np.unique(scores))
+    assert result["oracle_F1"] == pytest.approx(best, abs=1e-9)
+    for threshold in (result["oracle_threshold"], np.median(scores), scores.max() + 1):
+        expected = f1_score(truth.ravel(), scores.ravel() >= threshold)
+        assert f1_at(maps, masks, threshold) == pytest.approx(expected, abs=1e-6)
+    assert f1_at(maps, masks, result["oracle_threshold"]) == pytest.approx(best, abs=1e-6)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
@@ -174,15 +154,6 @@ def test_a_defects_figures_are_those_of_its_images_and_the_good_ones(seed, level
         assert set(figures) == {"pixel_AUROC", "pixel_AUPRO", "pixel_AP", "image_AUROC"}
 
 
-def test_the_order_of_the_images_does_not_matter():
-    maps, masks, defects = scene(3, 20)
-    order = [3, 6, 0, 5, 2, 1, 4]
-    one = evaluate(maps, masks, defects, bootstrap=0)
-    other = evaluate(maps[order], masks[order], [defects[i] for i in order], bootstrap=0)
-    assert one.pop("per_defect") == {k: pytest.approx(v) for k, v in other.pop("per_defect").items()}
-    assert one == pytest.approx(other)
-
-
 @pytest.mark.parametrize(("bins", "tolerance"), [(4096, 1e-6), (100, 0.05)])
 @pytest.mark.parametrize("levels", [0, 20])
 def test_standard_errors_are_those_of_resampled_images(bins, tolerance, levels):
@@ -200,16 +171,8 @@ def test_standard_errors_are_those_of_resampled_images(bins, tolerance, levels):
             average_precision_score(truth.ravel(), scores.ravel()),
             roc_auc_score(labels[drawn], scores.max((1, 2))),
         ])  # fmt: skip
-    expected = dict(
-        zip(("pixel_AUROC", "pixel_AUPRO", "pixel_AP", "image_AUROC"), np.std(samples, axis=0, ddof=1), strict=True)
-    )
-    assert result["standard_error"] == pytest.approx(expected, rel=tolerance)
-
-
-def test_standard_errors_follow_their_seed():
-    maps, masks, defects = scene(5)
-    one, again, other = (evaluate(maps, masks, defects, bootstrap=20, seed=s)["standard_error"] for s in (1, 1, 2))
-    assert one == again != other
+    names, errors = ("pixel_AUROC", "pixel_AUPRO", "pixel_AP", "image_AUROC"), np.std(samples, axis=0, ddof=1)
+    assert result["standard_error"] == pytest.approx(dict(zip(names, errors, strict=True)), rel=tolerance)
 
 
 def test_psnr_by_hand():

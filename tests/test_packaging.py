@@ -23,6 +23,7 @@ PROJECT = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"
 RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
 DEV = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
 MAKEFILE = (PROJECT_ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 
 def read_lock():
@@ -97,22 +98,18 @@ def test_lock_has_one_version_of_a_package_here_and_no_address():
         assert len(chosen) <= 1, f"{name} is pinned twice: {chosen}"
         assert all(p.url is None and pinned_version(p) for p in lines)
     text = (PROJECT_ROOT / "requirements.lock").read_text()
-    assert "://" not in text
-    assert not re.search(r"^-", text, re.MULTILINE), "an option of pip, such as an index, does not belong in the lock"
+    assert not re.search(r"://|^-", text, re.MULTILINE), "an option of pip, such as an index, does not belong in the lock"
 
 
-def test_makefile_and_lock_agree_on_torch():
-    pins = read_lock()
-    for name in ("torch", "torchvision"):
-        assert re.search(rf"^{name.upper()} := {re.escape(str(pins[name][0]))}$", MAKEFILE, re.MULTILINE)
+@pytest.mark.parametrize("name", ["torch", "torchvision"])
+def test_makefile_and_lock_agree_on_torch(name):
+    assert f"\n{name.upper()} := {read_lock()[name][0]}\n" in MAKEFILE
 
 
 def imported_modules(source):
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module
+    nodes = list(ast.walk(ast.parse(source)))
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return found | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
 
 
 @pytest.mark.parametrize(
@@ -136,12 +133,8 @@ def test_every_import_is_a_declared_dependency(folder, declared):
 
 def test_citation_names_the_software_and_the_paper():
     citation = yaml.safe_load((PROJECT_ROOT / "CITATION.cff").read_text())
-    assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert (citation["version"], citation["license"]) == (vaeproj.__version__, PROJECT["license"])
-    paper = citation["preferred-citation"]
-    assert [a["family-names"] for a in paper["authors"]] == ["Dehaene", "Frigo", "Combrexelle", "Eline"]
-    assert paper["url"].endswith("HJx81ySKwr")
-    assert paper["identifiers"][0]["value"] == "arXiv:2002.03734"
+    assert citation["preferred-citation"]["identifiers"][0]["value"] == "arXiv:2002.03734"
 
 
 def run_make(*arguments):
@@ -151,13 +144,9 @@ def run_make(*arguments):
     return subprocess.run(["make", *arguments], cwd=PROJECT_ROOT, capture_output=True, text=True, env=environment)
 
 
-def make_targets():
-    return set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
-
-
 def test_make_alone_lists_every_target():
     listed = run_make()
-    assert set(re.findall(r"^  make ([a-z-]+) ", listed.stdout, re.MULTILINE)) == make_targets()
+    assert set(re.findall(r"^  make ([a-z-]+) ", listed.stdout, re.MULTILINE)) == TARGETS
 
 
 @pytest.mark.parametrize("name", ["README.md", "data/README.md", "results/README.md", ".ci/run"])
@@ -165,7 +154,7 @@ def test_documents_name_only_targets_of_the_makefile(name):
     text = (PROJECT_ROOT / name).read_text()
     in_code = "\n".join([*re.findall(r"^```.*?\n(.*?)^```", text, re.MULTILINE | re.DOTALL), *re.findall(r"`([^`\n]+)`", text)])
     commands = re.findall(r"(?:^|&& *|\$ )make ([a-z][a-z-]*)", text if name == ".ci/run" else in_code, re.MULTILINE)
-    assert set(commands) <= make_targets()
+    assert set(commands) <= TARGETS
 
 
 def test_python_too_old_is_refused_in_one_sentence(tmp_path):
@@ -174,16 +163,11 @@ def test_python_too_old_is_refused_in_one_sentence(tmp_path):
     old.chmod(0o755)
     made = run_make("venv", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}")
     assert made.returncode
-    assert "needs Python 3.11 or newer" in made.stdout
-    assert "Python 3.9.2" in made.stdout
+    assert re.search(r"needs Python 3\.11 or newer and .* is Python 3\.9\.2", made.stdout)
     assert not (tmp_path / "venv").exists()
 
 
 def test_no_tracked_file_holds_somebodys_home_folder():
     home = re.compile(rb"(?<![\w.~-])/(?:home|root|Users)" + rb"/[\w.-]+")
-    found = []
-    for path in tracked_files():
-        data = path.read_bytes()
-        if b"\0" not in data[:8192] and (match := home.search(data)):
-            found.append(f"{path.relative_to(PROJECT_ROOT)}: {match.group().decode()}")
-    assert not found
+    texts = {path: data for path in tracked_files() if b"\0" not in (data := path.read_bytes())[:8192]}
+    assert not {str(path): match.group() for path, data in texts.items() if (match := home.search(data))}

@@ -6,29 +6,16 @@ import re
 from vaeproj.config import PROJECT_ROOT, Config
 
 
-def table():
-    """Markdown of every field: default, range or choices, meaning, source."""
+def test_hyper_parameters_are_in_step():
     lines = ["| name | default | range | meaning | source |", "|---|---|---|---|---|"]
     for field in dataclasses.fields(Config):
         meta = field.metadata
-        if meta["choices"]:
-            span = ", ".join(meta["choices"])
-        elif meta["low"] is not None:
-            span = f"{meta['low']:g} to {meta['high']:g}"
-        else:
-            span = "true, false"
+        numbers = "true, false" if meta["low"] is None else f"{meta['low']:g} to {meta['high']:g}"
         default = str(field.default).lower() if field.default is None or isinstance(field.default, bool) else field.default
-        lines.append(
-            f"| `{field.name}` | {default} | {span} | {meta['help']} | {meta['source']} |".replace(
-                "|x - x_0|_1", "L1 distance to x_0"
-            )
-        )
-    return "\n".join(lines)
-
-
-def test_hyper_parameters_are_in_step():
-    readme = (PROJECT_ROOT / "README.md").read_text()
-    assert table() in readme, f"replace the table between the markers by:\n{table()}"
+        cells = (f"`{field.name}`", default, ", ".join(meta["choices"] or [numbers]), meta["help"], meta["source"])
+        lines.append(f"| {' | '.join(map(str, cells))} |".replace("|x - x_0|_1", "L1 distance to x_0"))
+    table = "\n".join(lines)
+    assert table in (PROJECT_ROOT / "README.md").read_text(), f"replace the table between the markers by:\n{table}"
 
 
 def test_links():

@@ -86,5 +86,4 @@ def test_nothing_is_left_out():
     assert {f"notebooks/{p.name}" for p in (PROJECT_ROOT / "notebooks").glob("0*.ipynb")} <= set(LINKS)
     assert all(f"| `{preset}` |" in README for preset in PRESETS)
     assert all(f"| `{bug}` |" in README for bug in BUGS)
-    assert len(NAMES) > 10
-    assert len(HEADINGS) > 10
+    assert NAMES and HEADINGS

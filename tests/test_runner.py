@@ -14,6 +14,7 @@ from conftest import contents, write_image
 
 from vaeproj.cli.commands import main
 from vaeproj.cli.runner import publish, run
+from vaeproj.device import describe
 from vaeproj.figures import save
 from vaeproj.workspace import Request
 
@@ -86,27 +87,17 @@ def read(path):
 
 def test_a_run_folder_says_what_it_was_made_from(home, finished):
     manifest = read(finished / "manifest.json")
-    (own,), device = manifest["notebooks"].values(), manifest["device"]
+    (own,), device = manifest["notebooks"].values(), describe(torch.device("cpu"))
     parameters = {"preset": "ci", "settings": "alpha=0.25", "data_root": str(home / "data"), "category": "grid"}
     assert manifest["parameters"] == own["parameters"] == parameters
     assert (manifest["config"]["alpha"], manifest["images"]) == (0.25, {"train": 2, "test": 2})
     assert torch.__version__.startswith(manifest["packages"]["torch"])
     assert [len(manifest["data"][split]) for split in ("train", "test")] == [64, 64]
-    assert (own["commit"], own["device"], own["seconds"] > 0) == (manifest["commit"], device, True)
-    processor, _, level = device["name"].rpartition(", ")
-    assert processor and level == torch.backends.cpu.get_cpu_capability()
-    assert device["precision"]["projection"] in {"float32", "bfloat16"}
-    assert device["precision"]["training"].startswith(device["precision"]["projection"])
-    assert device["threads"] == torch.get_num_threads()
+    assert (own["commit"], own["device"], manifest["device"]) == (manifest["commit"], device, device)
+    assert own["seconds"] > 0
     (output,) = nbformat.read(finished / "01_a.ipynb", as_version=4).cells[-1].outputs
     assert output.text.strip() == str(finished)  # not the folder beside it that the notebook wrote to
     assert sorted(p.name for p in home.iterdir()) == ["data", "notebooks", "run"]
-
-
-def test_equal_runs_give_equal_metrics(home, finished, tmp_path):
-    again = execute(home, ("01",), tmp_path / "again")
-    assert set(read(again / "metrics.json")) == {"alpha", "crops"}
-    assert (again / "metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
 
 
 def test_the_same_configuration_adds_and_another_replaces(home, folder):
@@ -233,15 +224,12 @@ def test_the_module_is_a_command():
 def test_figures_lists_and_redraws_one(tmp_path, capsys):
     assert main(["figures"]) == 0
     assert "comparison" in capsys.readouterr().out
-    crops = np.zeros((2, 1, 8, 8), np.float32)
-    save("reconstruction", tmp_path / "figures", "f", originals=crops, pictures=crops)
-    save("crops", tmp_path / "figures", "f", plain=crops, augmented=crops)
-    stamp = (tmp_path / "figures/crops.png").stat().st_mtime_ns
-    picture = (tmp_path / "figures/reconstruction.png").read_bytes()
-    (tmp_path / "figures/reconstruction.png").unlink()
+    for name, arrays in (("reconstruction", ("originals", "pictures")), ("crops", ("plain", "augmented"))):
+        save(name, tmp_path / "figures", "f", **dict.fromkeys(arrays, np.zeros((2, 1, 8, 8), np.float32)))
+    for picture in tmp_path.glob("figures/*.png"):
+        picture.unlink()
     assert main(["figures", "reconstruction", "--run", str(tmp_path)]) == 0
-    assert (tmp_path / "figures/reconstruction.png").read_bytes() == picture
-    assert (tmp_path / "figures/crops.png").stat().st_mtime_ns == stamp
+    assert [p.name for p in tmp_path.glob("figures/*.png")] == ["reconstruction.png"]
 
 
 def test_data_check_counts_by_folder(home, capsys):

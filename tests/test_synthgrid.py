@@ -1,6 +1,5 @@
 """SynthGrid: reproducible bytes, MVTec AD's layout, honest masks, safe writing, and the look of the real images."""
 
-import hashlib
 import json
 import signal
 import subprocess
@@ -11,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_image
-from hypothesis import given, settings
+from conftest import contents, write_image
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vaeproj.config import UserError
-from vaeproj.synthgrid.dataset import COUNTS, DEFECTS, render, write_synthgrid
+from vaeproj.synthgrid.dataset import DEFECTS, render, write_synthgrid
 
 SMALL = {"train/good": 3, "test/good": 1, **{f"test/{defect}": 1 for defect in DEFECTS}}
 
@@ -26,16 +24,9 @@ def write(root: Path, **options) -> Path:
     return write_synthgrid(root, **{"size": 64, "counts": SMALL, "progress": False, **options})
 
 
-def tree_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
 def test_same_seed_same_bytes_for_any_number_of_workers(tmp_path):
     one, two, other = (
-        tree_hash(write(tmp_path / name, seed=seed, workers=workers))
+        contents(write(tmp_path / name, seed=seed, workers=workers))
         for name, seed, workers in (("one", 5, 1), ("two", 5, 2), ("other", 6, 2))
     )
     assert one == two != other
@@ -46,12 +37,6 @@ def test_images_do_not_depend_on_order_or_counts(tmp_path):
     image = np.asarray(Image.open(few / "test/bent/001.png"))
     np.testing.assert_array_equal(image, render("bent", 1, size=64).image)
     assert (render("good", 0, size=64).image != render("good", 0, size=64, split="train").image).any()
-
-
-def test_default_counts_are_those_of_mvtec_ad():
-    assert COUNTS["train/good"] == 264
-    assert sum(n for name, n in COUNTS.items() if name.startswith("test/")) == 78
-    assert [COUNTS[f"test/{kind}"] for kind in ("good", *DEFECTS)] == [21, 12, 12, 11, 11, 11]
 
 
 def test_layout(tmp_path):
@@ -68,27 +53,15 @@ def test_layout(tmp_path):
     assert json.loads(description.read_text())["counts"] == counts
 
 
-@pytest.mark.parametrize("kind", DEFECTS)
-@pytest.mark.parametrize("index", range(6))
-def test_defect_is_inside_its_mask_only(kind, index):
-    scene = render(kind, index, size=128)
-    inside = scene.mask == 255
-    assert set(np.unique(scene.mask)) == {0, 255}
-    assert 0.0001 < inside.mean() < 0.15
-    np.testing.assert_array_equal(scene.image[~inside], scene.clean[~inside])
-    change = np.abs(scene.image.astype(int) - scene.clean)[inside]
-    assert change.max() >= 4 and change.mean() > 1
-
-
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_a_render_that_ends_early_leaves_nothing_that_a_later_one_keeps(tmp_path, sent):
-    render_all = "import sys; from vaeproj.synthgrid.dataset import write_synthgrid; write_synthgrid(sys.argv[1])"
-    rendering = subprocess.Popen([sys.executable, "-c", render_all, str(tmp_path)], stderr=subprocess.DEVNULL)
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_render_that_ends_early_leaves_nothing_that_a_later_one_keeps(tmp_path, sent, status):
+    command = [sys.executable, "-m", "vaeproj", "data", "synth", "--data-root", str(tmp_path)]
+    rendering = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(tmp_path.rglob("*.png")):
         assert rendering.poll() is None
         time.sleep(0.01)
     rendering.send_signal(sent)
-    assert rendering.wait() == -sent
+    assert rendering.wait() == status
     assert bool(list(tmp_path.rglob("*.png"))) == (sent == signal.SIGKILL)
     assert not (tmp_path / "grid").exists()
     assert len(list(write(tmp_path).rglob("*.png"))) == 4 + 3 * len(DEFECTS)
@@ -98,16 +71,16 @@ def test_a_render_that_ends_early_leaves_nothing_that_a_later_one_keeps(tmp_path
 def test_a_complete_set_is_not_touched(tmp_path):
     """Nor is anything made beside it: its folder may be one that can only be read."""
     folder = write(tmp_path / "first").rename(tmp_path / "grid")
-    before = {p: p.stat().st_mtime_ns for p in [tmp_path, *folder.rglob("*")]}
+    before = [(p, p.stat().st_mtime_ns) for p in (tmp_path, *folder.rglob("*"))]
     assert write(tmp_path) == folder
-    assert {p: p.stat().st_mtime_ns for p in [tmp_path, *folder.rglob("*")]} == before
+    assert [(p, p.stat().st_mtime_ns) for p in (tmp_path, *folder.rglob("*"))] == before
 
 
 def test_writers_at_once_make_one_whole_set(tmp_path):
     with ThreadPoolExecutor(3) as pool:
         made = list(pool.map(lambda _: write(tmp_path, workers=1).stat().st_ino, range(3)))
     assert len(set(made)) == 1  # the first one's, which the others did not replace
-    assert tree_hash(tmp_path / "grid") == tree_hash(write(tmp_path / "alone"))
+    assert contents(tmp_path / "grid") == contents(write(tmp_path / "alone"))
 
 
 OCCUPANTS = {
@@ -119,12 +92,12 @@ OCCUPANTS = {
 
 
 @pytest.mark.parametrize("occupy", OCCUPANTS.values(), ids=OCCUPANTS)
-def test_never_overwrites(tmp_path, occupy):
+def test_never_overwrites(tmp_path, refuses, occupy):
     occupy(tmp_path / "grid")
-    before = tree_hash(tmp_path)
-    with pytest.raises(UserError, match="grid already holds"):
+    before = contents(tmp_path)
+    with refuses(tmp_path / "grid", "already holds"):
         write(tmp_path)
-    assert tree_hash(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("bad", [{"counts": {"test/scratch": 1}}, {"counts": {"test/good": -1}}, {"seed": -1}, {"size": 32}])
@@ -140,21 +113,19 @@ def test_unknown_kind(kind, split):
         render(kind, 0, size=64, split=split)
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    kind=st.sampled_from(("good", *DEFECTS)),
-    index=st.integers(0, 10**6),
-    seed=st.integers(0, 2**63),
-    size=st.integers(64, 160),
-)
-def test_any_scene_is_well_formed(kind, index, seed, size):
+@given(st.sampled_from(("good", *DEFECTS)), st.integers(0, 10**6), st.integers(0, 2**63), st.integers(64, 160))
+def test_a_defect_is_inside_its_mask_only(kind, index, seed, size):
     scene = render(kind, index, seed=seed, size=size)
     for pixels in (scene.image, scene.mask, scene.clean):
         assert pixels.dtype == np.uint8 and pixels.shape == (size, size)
-    assert scene.mask.any() == (kind != "good")
-    outside = scene.mask == 0
-    np.testing.assert_array_equal(scene.image[outside], scene.clean[outside])
-    np.testing.assert_array_equal(scene.image, render(kind, index, seed=seed, size=size).image)
+    inside = scene.mask == 255
+    assert ((scene.mask == 0) == ~inside).all()
+    np.testing.assert_array_equal(scene.image[~inside], scene.clean[~inside])
+    assert inside.any() == (kind != "good")
+    if inside.any():
+        assert inside.mean() < 0.2
+        change = np.abs(scene.image.astype(int) - scene.clean)[inside]
+        assert change.max() >= 4 and change.mean() > 1
 
 
 def spectrum_peak(image: np.ndarray) -> tuple[float, float]:
@@ -178,7 +149,7 @@ def test_meshes_lie_at_every_angle_with_the_real_pitch():
 def test_greys_are_in_the_range_of_the_real_images():
     """Ranges of mean and standard deviation of the real images (104-132, 32-56), with some room."""
     images = [render("good", i, size=128, split="train").image for i in range(24)]
-    means, stds = [i.mean() for i in images], [i.std() for i in images]
+    means, stds = np.mean(images, (1, 2)), np.std(images, (1, 2))
     assert min(means) > 95 and max(means) < 140 and 110 < np.mean(means) < 126
     assert min(stds) > 24 and max(stds) < 62 and 34 < np.mean(stds) < 50
 
@@ -187,7 +158,5 @@ def test_grey_quantiles_match_the_real_images(mvtec_root):
     folder = mvtec_root / "grid/train/good"
     real = [np.asarray(Image.open(path).convert("L").resize((256, 256))) for path in sorted(folder.glob("*.png"))[:40]]
     synthetic = [render("good", i, size=256, split="train").image for i in range(40)]
-    levels = (0.05, 0.25, 0.5, 0.75, 0.95)
-    ours, theirs = (np.mean([np.quantile(i, levels) for i in images], 0) for images in (synthetic, real))
-    difference = ours - theirs
-    assert np.abs(difference).max() < 15, difference.round(1)
+    ours, theirs = (np.quantile(images, (0.05, 0.25, 0.5, 0.75, 0.95), (1, 2)).mean(1) for images in (synthetic, real))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=15)
