@@ -48,10 +48,21 @@ def test_is_committed_as_it_ran_with_its_figures(path):
     notebook = read(path)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in code:
+        assert len(cell.source.splitlines()) <= 25, cell.source
         assert cell.execution_count is not None, f"not executed: {cell.source}"
         assert not any(o.output_type == "error" or o.get("name") == "stderr" for o in cell.outputs), cell.source
     assert any("image/jpeg" in o.get("data", {}) for c in code for o in c.outputs), "no figure"
     assert path.stat().st_size < 500_000
+    exercises = "\n".join(cell.source for cell in notebook.cells).split("## Exercises")[1]
+    assert len(re.findall(r"^\d\. ", exercises, re.M)) == exercises.count("*Hint:*") >= 3
+
+
+def test_no_function_is_defined_in_two_places():
+    cells = [cell.source for path in NOTEBOOKS for cell in read(path).cells]
+    package = [path.read_text() for path in (PROJECT_ROOT / "vaeproj").rglob("*.py")]
+    names, own = (re.findall(r"^def ([a-z]\w+)", "\n".join(sources), re.M) for sources in (cells, package))
+    assert len(names) == len(set(names))
+    assert not set(names) & set(own)
 
 
 @EACH
