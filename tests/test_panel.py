@@ -184,9 +184,8 @@ def test_in_bytes_computes_the_same_but_for_rounding(seasoned_vae):
     pictures = [network.reconstruct(x) for network in (exact, rounded)]
     gradients = [torch.autograd.grad((x - picture).square().sum(), x)[0] for picture in pictures]
     assert pictures[0].std() > 0.1
-    torch.testing.assert_close(pictures[1], pictures[0], atol=4e-3, rtol=0)
-    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-2 * gradients[0].abs().max().item(), rtol=0)
-    assert not torch.equal(gradients[1], gradients[0])
+    for one, other in (pictures, gradients):  # a weight is off by half a step of 1 / 127 at most, and errors average out
+        assert 0 < (other - one).norm() < 0.01 * one.norm()
 
 
 def test_without_that_product_the_network_itself(seasoned_vae, monkeypatch):
