@@ -184,8 +184,8 @@ def test_in_bytes_computes_the_same_but_for_rounding(seasoned_vae):
     pictures = [network.reconstruct(x) for network in (exact, rounded)]
     gradients = [torch.autograd.grad((x - picture).square().sum(), x)[0] for picture in pictures]
     assert pictures[0].std() > 0.1
-    for one, other in (pictures, gradients):  # a weight is off by half a step of 1 / 127 at most, and errors average out
-        assert 0 < (other - one).norm() < 0.01 * one.norm()
+    for (one, other), bound in ((pictures, 0.002), (gradients, 0.01)):  # a weight is off by half a step of 1 / 127 at most
+        assert 0 < (other - one).norm() < bound * one.norm()
 
 
 def test_without_that_product_the_network_itself(seasoned_vae, monkeypatch):

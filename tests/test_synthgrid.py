@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vaeproj.synthgrid.dataset import DEFECTS, render, write_synthgrid
+from vaeproj.synthgrid.dataset import COUNTS, DEFECTS, render, write_synthgrid
 
 SMALL = {"train/good": 3, "test/good": 1, **{f"test/{defect}": 1 for defect in DEFECTS}}
 
@@ -160,3 +160,8 @@ def test_grey_quantiles_match_the_real_images(mvtec_root):
     synthetic = [render("good", i, size=256, split="train").image for i in range(40)]
     ours, theirs = (np.quantile(images, (0.05, 0.25, 0.5, 0.75, 0.95), (1, 2)).mean(1) for images in (synthetic, real))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=15)
+
+
+def test_the_default_counts_are_those_of_the_real_grid():
+    tested = {name: count for name, count in COUNTS.items() if name.startswith("test/")}
+    assert (COUNTS["train/good"], tested.pop("test/good"), sum(tested.values())) == (264, 21, 57)

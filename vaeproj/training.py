@@ -17,13 +17,12 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from .checkpoint import read, resume, state_of, under, write
-from .config import RESULTS_DIR, Config, UserError
+from .config import Config, UserError
 from .crops import CropSampler
 from .device import captured, describe, has_native_bf16
 from .model import VAE, elbo_loss
 
 TRAINING_VERSION = 2  # raise when the same configuration and data would give other weights: it is in the fingerprint
-CHECKPOINT_DIR = RESULTS_DIR / "checkpoints"
 LOOK_EVERY = 50  # steps
 SAVE_EVERY = 60.0  # seconds
 SNAPSHOTS = 6  # moments of training at which the probe crops are reconstructed
@@ -183,7 +182,7 @@ def _once(
     terms.copy_(train_step(vae, optimizer, sampler.gather(rows), noise, beta))
 
 
-def find_or_train(images: Tensor, config: Config, digest: str, *, folder: Path = CHECKPOINT_DIR, **options: Any) -> Path:
+def find_or_train(images: Tensor, config: Config, digest: str, *, folder: Path, **options: Any) -> Path:
     """The checkpoint of this configuration and of these images with their ``digest`` (`data.Split`), named after both and the
     code's version; made, with ``options`` of `fit`, if it is not there yet.
     """
