@@ -21,6 +21,7 @@ from vaeproj.localization import anomaly_maps, projection_score
 from vaeproj.model import VAE, frozen
 from vaeproj.projection import project
 from vaeproj.training import fit
+from vaeproj.weight import FEATURES
 
 POINTS = {  # what grows, and to what
     "training images": {"small": [2, 4], "cpu": [66, 264, 1056], "cuda": [66, 264, 1056, 4224]},
@@ -48,10 +49,12 @@ def measure(bench: Bench, point: tuple[str, int]) -> dict[str, Any]:
         fit(images, config.replace(steps=1), progress=False)  # warm up
         time = bench.slope(lambda n: fit(images, config.replace(steps=n), progress=False), *bench.sizes["fits"])
     else:
-        vae = VAE(config.latent_dim, config.crop_size).to(memory_format=torch.channels_last).to(bench.device)
+        vae = VAE.of(config, 1).to(memory_format=torch.channels_last).to(bench.device)
         vae = frozen(vae, projection_dtype(bench.device))
-        whole, score = panel == "test images", projection_score(vae, config)
-        work = partial(anomaly_maps, images, score, config) if whole else partial(project, vae, images / 255, config)
+        expected = torch.full((FEATURES + 1,), 0.01, device=bench.device)
+        whole, score = panel == "test images", projection_score(vae, config, expected)
+        tiles = partial(project, vae, images / 255, config, expected)
+        work = partial(anomaly_maps, images, score, config) if whole else tiles
         time = bench.median(work)
     # The most memory this process ever held is in KiB, on macOS in bytes.
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)

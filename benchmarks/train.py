@@ -51,7 +51,7 @@ def article_epoch(bench: Bench, config: Config, channels: int) -> float:
 def plain_losses(images: Tensor, config: Config) -> Tensor:
     """Summed loss of each step of a plain loop in fp32 throughout, [steps]; crops come from the device for speed."""
     torch.manual_seed(config.seed)
-    vae = PlainVAE.of(VAE(config.latent_dim, config.crop_size, images.shape[1]).to(images.device))
+    vae = PlainVAE.of(VAE.of(config, images.shape[1]).to(images.device))
     sampler, generator = CropSampler(images, config), torch.Generator().manual_seed(config.seed)
     rows = (sampler.draw(index, generator).to(images.device) for index in batch_indices(len(images), config))
     with precision(tf32_convolutions=False):

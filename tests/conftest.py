@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -86,11 +87,11 @@ def category(tmp_path: Path) -> Path:
 def seasoned_vae() -> Callable[..., VAE]:
     """A small VAE in eval mode: BatchNorm statistics and scales away from their initial 0 and 1, outputs far from flat."""
 
-    def make(latent_dim: int = 8, crop_size: int = 16, channels: int = 1, seed: int = 0) -> VAE:
+    def make(latent_dim: int = 8, crop_size: int = 16, channels: int = 1, seed: int = 0, **shape: Any) -> VAE:
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            vae = VAE(latent_dim, crop_size, channels)
+            vae = VAE(latent_dim, crop_size, channels, **shape)
         with torch.no_grad():
             for module in vae.modules():
                 if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):

@@ -6,9 +6,11 @@ import torch
 from vaeproj.config import Config
 from vaeproj.model import frozen
 from vaeproj.projection import project
-from vaeproj.studies.article import BUGS, article_loop
+from vaeproj.studies.article import BUGS, article_frames, article_loop
 
-CONFIG = Config(image_size=64, crop_size=16, stride=16, latent_dim=4, alpha=0.3, lam=0.05, iterations=6)
+SMALL = {"image_size": 64, "crop_size": 16, "stride": 16, "latent_dim": 4}
+CONFIG = Config(**SMALL, descent="paper", alpha=0.3, lam=0.05, iterations=6)
+UNUSED = torch.full((7,), torch.nan)  # no descent but the anchored one reads the residual that is normal
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +31,22 @@ def tiles():
     return 0.1 + 0.8 * torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("energy", ["squared", "bce"])
-def test_without_bugs_it_is_the_projection(vae, tiles, energy):
-    config = CONFIG.replace(energy=energy)
-    torch.testing.assert_close(article_loop(vae, tiles, config, ()), project(vae, tiles, config))
+@pytest.mark.parametrize("descent", ["paper", "plain", "article"])
+def test_without_bugs_it_is_the_projection(vae, tiles, descent):
+    config = CONFIG.replace(descent=descent, alpha=0.03)
+    moved = article_loop(vae, tiles, config, ())
+    torch.testing.assert_close(moved, project(vae, tiles, config, UNUSED))
+    assert (moved - tiles).abs().max() > 0.01
 
 
 def test_detached_bug_is_the_detached_gradient(vae, tiles):
-    mended = project(vae, tiles, CONFIG.replace(gradient="detached"))
+    mended = project(vae, tiles, CONFIG.replace(gradient="detached"), UNUSED)
     torch.testing.assert_close(article_loop(vae, tiles, CONFIG, ("detached_gradient",)), mended)
 
 
 def test_swapped_bce_descends_the_swapped_loss(vae, tiles):
     """One step by hand: the gradient of BCE(x, r) in x is (x - r) / (x (1 - x))."""
-    config = CONFIG.replace(energy="bce", iterations=1, lam=0.0, alpha=0.01)
+    config = CONFIG.replace(descent="article", iterations=1, lam=0.0, alpha=0.01)
     r = vae.reconstruct(tiles).detach()
     by_hand = (tiles - 0.01 * (tiles - r) / (tiles * (1 - tiles)) * (tiles - r) ** 2).clamp(0, 1)
     torch.testing.assert_close(article_loop(vae, tiles, config, ("detached_gradient", "swapped_bce")), by_hand)
@@ -91,7 +95,7 @@ def published(vae, x_0, alpha, lam, iterations):
 
 @pytest.mark.parametrize("lam", [0.0, 1.0, 3.0])
 def test_all_bugs_together_are_the_published_loop(vae64, tiles, lam):
-    config = CONFIG.replace(energy="bce", alpha=0.05, lam=lam, iterations=16)
+    config = CONFIG.replace(descent="article", alpha=0.05, lam=lam, iterations=16)
     expected = published(vae64, tiles.double(), 0.05, lam, 16)
     moved = article_loop(vae64, tiles.double(), config)
     assert (expected - tiles).abs().mean() > 0.01
@@ -99,7 +103,7 @@ def test_all_bugs_together_are_the_published_loop(vae64, tiles, lam):
 
 
 def test_the_step_size_that_the_article_never_defines(vae, tiles):
-    config = CONFIG.replace(energy="bce", alpha=0.05, lam=1.0)
+    config = CONFIG.replace(descent="article", alpha=0.05, lam=1.0)
     read_so = article_loop(vae, tiles, config)
     assert torch.equal(article_loop(vae, tiles, config, eps=0.05), read_so)
     assert torch.equal(article_loop(vae, tiles, config.replace(alpha=0.001)), article_loop(vae, tiles, config, eps=0.001))
@@ -107,16 +111,25 @@ def test_the_step_size_that_the_article_never_defines(vae, tiles):
 
 
 def test_every_bug_changes_the_result(vae, tiles):
-    config = CONFIG.replace(energy="bce", alpha=0.05)
+    config = CONFIG.replace(descent="article", alpha=0.05)
     mended = article_loop(vae, tiles, config, ())
     for bug in BUGS:
         assert (article_loop(vae, tiles, config, (bug,)) - mended).abs().max() > 1e-3, bug
+
+
+@pytest.mark.parametrize("bugs", [(), BUGS])
+def test_frames_are_where_shorter_loops_end(vae, tiles, bugs):
+    frames = article_frames(vae, tiles, CONFIG, bugs)
+    assert len(frames) == 7
+    for number, frame in enumerate(frames):
+        given = CONFIG.replace(iterations=number)
+        torch.testing.assert_close(frame, article_loop(vae, tiles, given, bugs) if number else tiles, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("bugs", [(), *((bug,) for bug in BUGS), BUGS, BUGS[1:]])
 def test_saturated_pixels_give_a_picture_whatever_the_bugs(vae, tiles, bugs):
     """The swapped gradient divides by x (1 - x): at 0 and 1 it overflows, and what comes out must still be a picture."""
     hard = (tiles > 0.5).float()
-    result = article_loop(vae, hard, CONFIG.replace(energy="bce", alpha=5.0, iterations=16), bugs)
+    result = article_loop(vae, hard, CONFIG.replace(descent="article", alpha=5.0, iterations=16), bugs)
     assert result.isfinite().all()
     assert 0 <= result.min() <= result.max() <= 1

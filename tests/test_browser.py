@@ -182,7 +182,7 @@ def use(page: "playwright.Page") -> None:
     alpha.focus()
     alpha.press("ArrowRight")
     until(lambda: bytes_of(picture) != first, "another picture after alpha was moved")
-    until(lambda: "--set alpha=0.7" in share.inner_text(), "another command after alpha was moved")
+    until(lambda: "--set alpha=0.3" in share.inner_text(), "another command after alpha was moved")
     moved = bytes_of(picture)
     shoot(page, "alpha")
 

@@ -5,17 +5,36 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from vaeproj.localization import anomaly_maps, smooth
-from vaeproj.metrics import METRICS
-from vaeproj.projection import project
+from vaeproj.config import DESCENTS
+from vaeproj.localization import anomaly_maps, difference, smooth
+from vaeproj.metrics import METRICS, evaluate
+from vaeproj.projection import composite, project
 from vaeproj.studies import comparison
-from vaeproj.studies.ablation import ablate, sweep
-from vaeproj.studies.comparison import compare, label_free_threshold, means, relative, save_maps, table
+from vaeproj.studies.ablation import ablate, best_on, sweep
+from vaeproj.studies.comparison import OPPONENTS, compare, label_free_threshold, means, relative, save_maps, table
+from vaeproj.studies.proxy import proxy_workspace
+from vaeproj.weight import anomaly_weight, fit_expected
 
 SETTINGS = "iterations=3 alpha=2 sigma=1"
+KINDS = {  # of opponents that a gain is stated above
+    "VAE residual": [f"VAE residual, {kind}" for kind in ("L1", "L2", "SSIM", "L1_SSIM")],
+    "composite": ["composite", "composite, one threshold", "composite, taken again"],
+    "projection, paper": ["projection, paper", "projection, paper, detached"],
+}
 SEEDS = [5, 6]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """The rows of paper and article with three iterations too, and few replicates."""
+    for name, values in list(DESCENTS.items()):
+        monkeypatch.setitem(DESCENTS, name, values | {"iterations": 3})
+    monkeypatch.setattr(comparison, "evaluate", lambda *given, bootstrap=20: evaluate(*given, bootstrap=bootstrap))
 
 
 def smoothed_maps(ws, seed):
@@ -23,7 +42,7 @@ def smoothed_maps(ws, seed):
     chosen = ws.reconfigured(seed=seed)
 
     def score(tiles):
-        return (tiles - project(chosen.fast_vae, tiles, chosen.config, chosen.stop_at)).abs()
+        return (tiles - project(chosen.fast_vae, tiles, chosen.config, chosen.expected)).abs()
 
     return smooth(anomaly_maps(ws.test.images, score, ws.config), ws.config.sigma)
 
@@ -32,7 +51,7 @@ def test_a_comparison_is_computed_once(open_ws):
     ws = open_ws(f"{SETTINGS} seed=5")
     methods, maps = compare(ws, SEEDS)
     kept = {path: path.stat().st_mtime_ns for path in (ws.kept / "cache").iterdir()}
-    assert len(kept) == len(SEEDS) * (len(methods) - 1)  # the preset's own is one of the other rows
+    assert len(kept) == len(SEEDS) * len(methods)
     again, maps_again = compare(open_ws(f"{SETTINGS} seed=5"), SEEDS)
     assert again == methods
     assert all(torch.equal(maps[name], maps_again[name]) for name in maps)
@@ -78,32 +97,38 @@ def test_a_row_is_what_its_maps_say_and_a_mean_over_seeds(open_ws):
             assert row[key] == pytest.approx(np.mean([row["seeds"][str(seed)][key] for seed in SEEDS]))
     assert own["seeds"]["5"] != own["seeds"]["6"]
     assert own["raw"]["pixel_AUROC"] != own["pixel_AUROC"]
-    residuals = [row for name, row in methods.items() if name.startswith("VAE")]
-    for key in METRICS:
-        assert own["gain"][key]["difference"] == pytest.approx(own[key] - max(row[key] for row in residuals))
-        assert min(row["gain"][key]["standard_error"] for row in residuals) == 0  # the best against itself
-    assert own["gain"]["pixel_AP"]["standard_error"] > 0
+    assert set(own["gain"]) == set(KINDS)
+    for kind, names in KINDS.items():
+        rows = [methods[name] for name in names]
+        for key in METRICS:
+            assert own["gain"][kind][key]["difference"] == pytest.approx(own[key] - max(row[key] for row in rows))
+            assert min(row["gain"][kind][key]["standard_error"] for row in rows) == 0  # the best against itself
+        assert own["gain"][kind]["pixel_AP"]["standard_error"] > 0
 
 
 def test_the_error_of_a_gain_is_that_of_the_mean_over_seeds(open_ws):
     ws = open_ws(f"{SETTINGS} seed=5")
-    own = compare(ws, SEEDS)[0]["preset's own"]["gain"]["pixel_AUROC"]
-    names = ("preset's own", *(f"VAE residual, {kind}" for kind in ("L1", "L2", "SSIM", "L1_SSIM")))
-    seeded = [ws.reconfigured(seed=seed) for seed in SEEDS]
-    results = {name: [comparison.judge(w, comparison.scores(w)[name]) for w in seeded] for name in names}
-    averaged = {name: np.mean([r["replicates"] for r, _ in rows], axis=0)[:, 0] for name, rows in results.items()}
-    means_of = {name: np.mean([r["pixel_AUROC"] for r, _ in rows]) for name, rows in results.items()}
-    best = max((name for name in averaged if name.startswith("VAE")), key=means_of.get)
-    assert own["standard_error"] == pytest.approx(np.std(averaged["preset's own"] - averaged[best], ddof=1))
-    assert own["difference"] == pytest.approx(means_of["preset's own"] - means_of[best])
+    own = compare(ws, SEEDS)[0]["preset's own"]["gain"]
+    seeded = [(w, comparison.scores(w)) for w in (ws.reconfigured(seed=seed) for seed in SEEDS)]
+    names = ["preset's own", *(name for names in KINDS.values() for name in names)]
+    results = {name: [comparison.judge(w, named[name])[0] for w, named in seeded] for name in names}
+    averaged = {name: np.mean([r["replicates"] for r in rows], axis=0)[:, 0] for name, rows in results.items()}
+    means_of = {name: np.mean([r["pixel_AUROC"] for r in rows]) for name, rows in results.items()}
+    for kind, others in KINDS.items():
+        best, gain = max(others, key=means_of.get), own[kind]["pixel_AUROC"]
+        assert gain["standard_error"] == pytest.approx(np.std(averaged["preset's own"] - averaged[best], ddof=1))
+        assert gain["difference"] == pytest.approx(means_of["preset's own"] - means_of[best])
 
 
-def test_a_table_has_a_line_a_method(open_ws):
-    methods, _ = compare(open_ws(f"{SETTINGS} seed=5"), SEEDS)
-    own = methods["preset's own"]
-    lines = table(methods).splitlines()
-    assert len(lines) == 2 + len(methods)
-    assert f"{own['pixel_AP']:.4f}" in lines[-1]
+def test_a_table_has_a_line_a_method_and_the_spread_over_seeds():
+    def row(*values):
+        seeds = {str(seed): dict.fromkeys(METRICS, value) for seed, value in enumerate(values)}
+        return dict.fromkeys(METRICS, np.mean(values)) | {"seeds": seeds, "raw": {"pixel_AUROC": 0.25}}
+
+    lines = table({"VAE": row(0.5), "preset's own": row(0.6, 0.8)}).splitlines()
+    assert len(lines) == 2 + 2
+    assert lines[2] == "| VAE | 0.5000 | 0.5000 | 0.5000 | 0.5000 | 0.2500 |"
+    assert lines[3] == "| preset's own |" + " 0.7000 ± 0.1414 |" * 4 + " 0.2500 |"
 
 
 def test_a_label_free_threshold_sees_held_out_training_images_only(open_ws, category):
@@ -112,7 +137,7 @@ def test_a_label_free_threshold_sees_held_out_training_images_only(open_ws, cate
     held_out = ws.train.images[:1]  # one of three: the first
 
     def score(tiles):
-        return (tiles - project(ws.fast_vae, tiles, ws.config)).abs()
+        return (tiles - project(ws.fast_vae, tiles, ws.config, proxy_workspace(ws).expected)).abs()
 
     maps = smooth(anomaly_maps(held_out, score, ws.config), ws.config.sigma)
     maps = maps / maps.median()
@@ -132,14 +157,13 @@ def test_relative_maps_do_not_know_the_images_level():
 @pytest.mark.parametrize(
     ("settings", "twin"),
     [
-        ("", "projection, full"),
-        ("gradient=detached", "projection, detached"),
-        ("stop_quantile=0", "projection, full, stopped"),
-        ("stop_quantile=0.5", "projection, full, stopped"),
+        ("descent=paper", "projection, paper"),
+        ("descent=paper gradient=detached", "projection, paper, detached"),
+        ("descent=article", "article, corrected"),
     ],
 )
 def test_the_presets_own_is_the_row_it_should_be(open_ws, settings, twin):
-    ws = open_ws(f"{SETTINGS} {settings}")
+    ws = open_ws(settings)
     named = comparison.scores(ws)
     assert named["preset's own"] is named[twin]
     assert list(named)[-1] == "preset's own"
@@ -147,11 +171,41 @@ def test_the_presets_own_is_the_row_it_should_be(open_ws, settings, twin):
     assert len({*others, named[twin]}) == len(named) - 1
 
 
+def by_hand(ws, tiles, expected, passes=1):
+    """What is left of a picture where the VAE cannot explain it: its own pixels and the VAE's, weighted."""
+    moved = tiles
+    for _ in range(passes):
+        picture = ws.trained.vae.reconstruct(moved).detach()
+        weight = anomaly_weight(tiles, picture, expected, ws.config)
+        moved = (1 - weight) * tiles + weight * picture
+    return moved
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2", "ssim"])
+def test_composite_rows_are_what_the_composite_changes(open_ws, kind):
+    ws = open_ws(f"score={kind}")
+    tiles, named = ws.normal_crops[:70].flip(2), comparison.scores(ws)
+    residual = (ws.trained.vae.reconstruct(ws.normal_crops).detach() - ws.normal_crops).square().mean(1)
+    usual = ndimage.gaussian_filter(residual, 16 / 32, mode="mirror", axes=(1, 2))[:, ::2, ::2].mean()
+    even = fit_expected(ws.vae, ws.normal_crops, terms=1)
+    assert even.tolist() == pytest.approx([usual, 0, 0, 0, 0, 0, usual], rel=1e-4)
+    rows = {"composite, one threshold": (even, 1), "composite": (ws.expected, 1), "composite, taken again": (ws.expected, 5)}
+    assert list(rows) == [name for name in named if name.startswith("composite")]
+    repairs = comparison.restorers(ws)
+    for name, (expected, passes) in rows.items():
+        score, moved = named[name](tiles), composite(ws.vae, tiles, ws.config, expected, passes)
+        torch.testing.assert_close(score, difference(tiles, moved, kind), rtol=0, atol=1e-5)
+        torch.testing.assert_close(moved, by_hand(ws, tiles, expected, passes), rtol=0, atol=1e-4)
+        torch.testing.assert_close(repairs[name](tiles), moved)
+        assert (moved - tiles).abs().max() > 0.1
+
+
 def test_every_method_says_something_else(open_ws):
     ws = open_ws(SETTINGS)
     tiles = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     named = comparison.scores(ws)
-    del named["preset's own"]
+    assert set(OPPONENTS) == set(KINDS)
+    assert {kind: {name for name in named if name.startswith(kind)} for kind in KINDS} == {k: {*v} for k, v in KINDS.items()}
     made = {name: score(tiles) for name, score in named.items()}
     assert all(score.shape == tiles.shape and score.isfinite().all() for score in made.values())
     names = list(made)
@@ -166,8 +220,50 @@ def test_an_ablation_is_computed_once(open_ws):
     assert first["pixel_AUROC"][0] != first["pixel_AUROC"][1]
     stamps = [path.stat().st_mtime_ns for path in (ws.kept / "cache").iterdir()]
     assert sweep(ws, "alpha", [0.5, 2.0]) == first
+    assert best_on(ws, {}, "alpha", [0.5, 2.0]) == [0.5, 2.0][np.argmax(first["pixel_AP"])]
     assert [path.stat().st_mtime_ns for path in (ws.kept / "cache").iterdir()] == stamps
     assert len(stamps) == 2
+
+
+def test_restoration_compares_with_the_scene_without_the_defect(open_ws, category):
+    for path in (category / "test").glob("[bt]*/*.png"):  # of noise; where no defect is, the scenes agree
+        mask = np.asarray(Image.open(category / f"ground_truth/{path.parent.name}/{path.stem}_mask.png")) > 0
+        pixels = np.where(mask, 255 - np.asarray(Image.open(path)), np.asarray(Image.open(path)))
+        (clean := category / f"clean/{path.parent.name}/{path.name}").parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(clean)
+    ws = open_ws(SETTINGS)
+    crops, clean, masks = comparison.defects_and_truth(ws)
+    assert crops.shape == clean.shape == (3, 1, 16, 16) and masks.shape == (3, 16, 16)
+    change = (crops - clean).abs()[:, 0]
+    assert change[~masks].median() == 0 < change[masks].median()  # resizing smears a little over the border
+    rows = comparison.restoration(ws)
+    assert list(rows) == list(comparison.restorers(ws))
+    assert list(rows)[-1] == "projection, anchored"
+    moved = project(ws.fast_vae, crops, ws.config, ws.expected)
+    for name, picture in (("test image", crops), ("VAE", ws.vae.reconstruct(crops)), ("projection, anchored", moved)):
+        for place, where in (("inside", masks), ("outside", ~masks)):
+            each = [
+                peak_signal_noise_ratio(p[:, w].double(), c[:, w].double(), data_range=1.0)
+                for p, c, w in zip(picture, clean, where, strict=True)
+            ]
+            torch.testing.assert_close(rows[name][f"psnr_{place}"], torch.stack(each), rtol=1e-4, atol=1e-4)
+    assert rows["test image"]["error_power"].tolist() == [0]
+    assert all(row["error_power"].item() > 0 for name, row in rows.items() if name != "test image")
+    assert (rows["test image"]["ssim_outside"] > rows["test image"]["ssim_inside"]).all()
+    curves = comparison.through_time(ws, every=1)  # ends where restoration does
+    assert {name: curve["passes"].tolist() for name, curve in curves.items()} == {
+        "composite": [*range(8)], "paper": [0, *range(2, 20)], "anchored": [0, 2, 3, 4],
+    }  # fmt: skip
+    for name, at, twin in (
+        ("composite", 1, "composite"),
+        ("composite", 5, "composite, taken again"),
+        ("anchored", 3, "anchored"),
+    ):
+        expected = next(row for method, row in rows.items() if method.endswith(twin))["psnr_inside"].mean().item()
+        assert curves[name]["psnr"][at] == pytest.approx(expected, abs=0.05)
+    for curve in curves.values():
+        assert curve["psnr"][0] == pytest.approx(rows["test image"]["psnr_inside"].mean().item())
+        assert curve["error"][0] == 0 < curve["error"][-1]
 
 
 def test_what_has_no_finite_value_has_no_mean():

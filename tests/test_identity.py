@@ -1,4 +1,4 @@
-"""A fingerprint cannot see code: where code that makes pixels or weights changes, its version must be looked at."""
+"""A fingerprint cannot see code: where code behind pixels, weights or normal residuals changes, look at its version."""
 
 import hashlib
 import inspect
@@ -6,21 +6,24 @@ from collections.abc import Callable
 
 import pytest
 
-from vaeproj import crops, data, model, training
+from vaeproj import crops, data, model, training, weight
 
 DECODING = (data._bits, data._decode, data._decode_item, data._decode_all)
 TRAINING = (
     crops.CropSampler, model._BlockConv2d, model._BlockConvTranspose2d, model._block_weight, model.VAE, model.elbo_loss,
     training.batch_indices, training.learning_rates, training.train_step, training.fit,
 )  # fmt: skip
+EXPECTED = (weight.features, weight.smoothed_residual, weight.fit_expected)
 KNOWN = {
     "DECODING_VERSION": (2, "e2af9bbaec0d8693"),
-    "TRAINING_VERSION": (2, "a5828d9b59565c34"),
+    "TRAINING_VERSION": (2, "84641cfb4a3bfe06"),
+    "EXPECTED_VERSION": (1, "f3c902246460dffc"),
 }
 
 
 @pytest.mark.parametrize(("version", "module", "code"), [
     ("DECODING_VERSION", data, DECODING), ("TRAINING_VERSION", training, TRAINING),
+    ("EXPECTED_VERSION", weight, EXPECTED),
 ])  # fmt: skip
 def test_a_change_of_code_is_a_change_of_version(version: str, module: object, code: tuple[Callable, ...]) -> None:
     source = "".join(inspect.getsource(part) for part in code)

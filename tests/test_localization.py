@@ -12,6 +12,7 @@ from vaeproj.config import Config
 from vaeproj.crops import tile_starts
 from vaeproj.localization import anomaly_maps, difference, image_scores, projection_score, residual_score, smooth, ssim_map
 from vaeproj.projection import project
+from vaeproj.weight import fit_expected
 
 CONFIG = Config(image_size=40, crop_size=16, stride=6, latent_dim=8, iterations=3)
 
@@ -44,22 +45,27 @@ def test_a_map_is_the_mean_over_channels_and_tiles(at_once, channels):
     assert sum(given_at_once) == 5 * len(corners) and max(given_at_once) <= max(at_once, len(corners))
 
 
+@pytest.mark.parametrize("descent", ["anchored", "paper"])
 @pytest.mark.parametrize("kind", ["l1", "l2"])
-def test_scores_are_what_the_vae_and_the_projection_leave(seasoned_vae, kind):
+def test_scores_are_what_the_vae_and_the_projection_leave(seasoned_vae, kind, descent):
     vae, tiles = seasoned_vae(), noise_images(600, 1, 16, 16) / 255
-    config = CONFIG.replace(score=kind)
+    config, expected = CONFIG.replace(score=kind, descent=descent), fit_expected(vae, tiles)
     power, few = {"l1": 1, "l2": 2}[kind], tiles[:5]
     residual = (tiles - vae.reconstruct(tiles)).detach().abs() ** power
     torch.testing.assert_close(residual_score(vae, kind)(tiles), residual, rtol=0, atol=1e-5)
-    change = (few - project(vae, few, config)).abs() ** power
-    torch.testing.assert_close(projection_score(vae, config)(few), change, rtol=0, atol=1e-5)
-    assert not projection_score(vae, config, stop_at=float("inf"))(few).any()
+    change = (few - project(vae, few, config, expected)).abs() ** power
+    torch.testing.assert_close(projection_score(vae, config, expected)(few), change, rtol=0, atol=1e-5)
+    assert change.mean() > 1e-3
+    assert not projection_score(vae, config.replace(iterations=0), expected)(few).any()
 
 
 def test_the_ssim_score_is_one_minus_ssim(seasoned_vae):
     vae, tiles = seasoned_vae(), noise_images(3, 1, 16, 16) / 255
-    expected = 1 - ssim_map(tiles, vae.reconstruct(tiles).detach())
-    torch.testing.assert_close(residual_score(vae, "ssim")(tiles), expected, rtol=0, atol=1e-4)
+    unlike = 1 - ssim_map(tiles, vae.reconstruct(tiles).detach())
+    torch.testing.assert_close(residual_score(vae, "ssim")(tiles), unlike, rtol=0, atol=1e-4)
+    config, expected = CONFIG.replace(score="ssim"), fit_expected(vae, tiles)
+    unlike = 1 - ssim_map(tiles, project(vae, tiles, config, expected))
+    torch.testing.assert_close(projection_score(vae, config, expected)(tiles), unlike, rtol=0, atol=1e-4)
     torch.testing.assert_close(difference(tiles, tiles, "ssim"), torch.zeros_like(tiles), rtol=0, atol=1e-4)
 
 

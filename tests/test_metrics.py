@@ -9,7 +9,7 @@ from pyaupro import PerRegionOverlap, auc_compute
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from vaeproj.metrics import evaluate, f1_at, image_auroc, psnr, rank_pixels, region_weights
+from vaeproj.metrics import error_power, evaluate, f1_at, image_auroc, power_spectrum, psnr, rank_pixels, region_weights
 
 
 def scene(seed: int, levels: int = 0, shape: tuple[int, int] = (14, 17)) -> tuple[torch.Tensor, np.ndarray, list[str]]:
@@ -187,3 +187,56 @@ def test_psnr_by_hand():
     assert psnr(image, truth, where).tolist() == pytest.approx([20, 40, -10 * np.log10(0.02), np.inf], abs=1e-4)
     where[0] = False
     assert psnr(image, truth, where)[0].isnan()
+
+
+def waves(*parts: tuple[float, float, int, int], side: int = 40) -> torch.Tensor:
+    """A picture of grey .5 and waves: amplitude, phase, and cycles a side down and across."""
+    y, x = np.mgrid[:side, :side] / side
+    picture = 0.5 + sum(a * np.cos(2 * np.pi * (v * y + u * x) + phase) for a, phase, v, u in parts)
+    return torch.from_numpy(picture.astype(np.float32))[None, None]
+
+
+def test_error_power_by_hand():
+    coarse, fine, diagonal = (0.2, 0.3, 0, 3), (0.1, 1.0, 8, 0), (0.05, 0.0, 3, 4)  # .075, .2 and .125 cycles a pixel
+    image = waves(coarse, fine, diagonal)  # power above .1 in parts: 4 to 1
+    for kept, expected in (
+        ([coarse, fine, diagonal], 0.0),
+        ([fine, diagonal], 0.0),  # what is coarse may go
+        ([coarse, fine], 0.2),
+        ([coarse], 1.0),
+        ([coarse, (0.05, 1.0, 8, 0), diagonal], 0.2),  # half the amplitude, a quarter of the power
+        ([coarse, fine, diagonal, (0.2, 0.0, 0, 20)], 32 / 5),  # at the highest frequency a cosine is all one line
+    ):
+        assert error_power(waves(*kept), image).item() == pytest.approx(expected, abs=1e-5)
+    assert error_power(waves(coarse), image, above=0.15).item() == pytest.approx(1)
+    assert error_power(waves(coarse, fine), image, above=0.15).item() == pytest.approx(0, abs=1e-5)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([(3, 1, 16), (2, 3, 21)]), st.sampled_from([0.0, 0.1, 0.33]))
+def test_error_power_is_numpys(seed, shape, above):
+    rng = np.random.default_rng(seed)
+    images, moved = rng.random((2, *shape, shape[-1]))
+    high = np.hypot(np.fft.fftfreq(shape[-1])[:, None], np.fft.fftfreq(shape[-1])) > above
+    change, own = (np.abs(np.fft.fft2(a)[..., high]) ** 2 for a in (moved - images, images))
+    got = error_power(torch.from_numpy(moved).float(), torch.from_numpy(images).float(), above)
+    assert got.item() == pytest.approx(change.sum() / own.sum(), rel=1e-4)
+    assert error_power(torch.from_numpy(images), torch.from_numpy(images), above) == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 16), (2, 3, 20), (1, 1, 21), (1, 2, 32)])
+def test_the_power_spectrum_is_that_of_a_loop_over_rings(shape):
+    images, side = np.random.default_rng(0).random((*shape, shape[-1])), shape[-1]
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(side) / side)
+    power = np.zeros((side, side))
+    for image in images:
+        for channel in image:
+            power += np.abs(np.fft.fft2((channel - channel.mean()) * np.outer(window, window))) ** 2
+    power /= shape[0] * shape[1]
+    rings = [[] for _ in range(side // 2 + 1)]
+    for i, j in np.ndindex(side, side):
+        u, v = (k - side if k > (side - 1) // 2 else k for k in (i, j))  # cycles a side
+        rings[min(int((u * u + v * v) ** 0.5 + 1e-9), side // 2)].append(power[i, j])
+    frequency, mean = power_spectrum(torch.from_numpy(images).float())
+    np.testing.assert_allclose(frequency, np.arange(side // 2 + 1) / side, rtol=1e-6)
+    np.testing.assert_allclose(mean, [np.mean(ring) for ring in rings], rtol=1e-4)
+    np.testing.assert_allclose(power_spectrum(torch.from_numpy(images).float() + 0.25)[1], mean, rtol=1e-3)  # grey is no edge

@@ -2,12 +2,14 @@
 
 from functools import partial
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
+from vaeproj.config import Config
 from vaeproj.model import VAE, elbo_loss, frozen
 
 
@@ -15,15 +17,33 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_the_articles_number_of_parameters():
+@pytest.mark.parametrize(("preset", "parameters"), [("blog", 69_051_329), ("quick", 69_051_329), ("compact", 2_366_433)])
+def test_the_number_of_parameters(preset, parameters):
     with torch.device("meta"):
-        vae = VAE(latent_dim=512)
-    assert sum(p.numel() for p in vae.parameters()) == 69_051_329
+        vae = VAE.of(Config.from_preset(preset), 1)
+    assert sum(p.numel() for p in vae.parameters()) == parameters
+    if preset == "blog":
+        with torch.device("meta"):
+            assert str(vae) == str(VAE())
 
 
-def test_a_crop_that_cannot_be_halved_three_times_is_refused(refuses):
-    with refuses("crop_size", "20"):
-        VAE(8, 20)
+def test_a_network_has_the_widths_it_is_asked_for():
+    config = Config(image_size=64, crop_size=32, stride=32, widths="4-6-10-7", hidden=20, latent_dim=5)
+    vae, x, made = VAE.of(config, 3), torch.rand(2, 3, 32, 32, generator=generator()), []
+    for layer in [*vae.encoder, *vae.decoder]:
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d | torch.nn.Linear):
+            layer.register_forward_hook(lambda _, given, out: made.append(tuple(out.shape[1:])))
+    logits, mean, log_var = vae(x, torch.randn(2, 5, generator=generator(1)))
+    assert logits.shape == x.shape
+    assert mean.shape == log_var.shape == (2, vae.latent_dim) == (2, 5)
+    down = [(4, 16, 16), (6, 8, 8), (10, 4, 4), (7, 2, 2)]
+    assert made == [*down, (20,), (20,), (7 * 2 * 2,), *down[-2::-1], (3, 32, 32)]
+
+
+@pytest.mark.parametrize(("crop", "widths"), [(20, (32, 64, 128)), (24, (4, 4, 4, 4)), (0, (4, 4))])
+def test_a_crop_that_cannot_be_halved_for_each_width_is_refused(refuses, crop, widths):
+    with refuses(f"crop_size = {crop}", f"multiple of {2 ** len(widths)}"):
+        VAE(8, crop, widths=widths)
 
 
 def reference(vae: VAE, z: torch.Tensor) -> torch.Tensor:
@@ -87,11 +107,11 @@ def test_the_loss_of_a_certain_network_is_finite_and_in_fp32():
     assert bce.dtype == kl.dtype == torch.float32
 
 
-@settings(max_examples=5)
-@given(st.integers(0, 3), st.sampled_from([(16, 1), (24, 3)]))
+@settings(max_examples=8)
+@given(st.integers(0, 3), st.sampled_from([(16, 1, {}), (24, 3, {}), (32, 1, {"widths": (8, 16, 24, 16), "hidden": 40})]))
 def test_frozen_computes_what_eval_mode_does(seasoned_vae, seed, size):
-    crop, channels = size
-    vae = seasoned_vae(8, crop, channels, seed)
+    crop, channels, shape = size
+    vae = seasoned_vae(8, crop, channels, seed, **shape)
     x = torch.rand(4, channels, crop, crop, generator=generator(seed))
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     with torch.no_grad():

@@ -1,7 +1,8 @@
-"""The panel without a browser: kept trajectories, shared commands, the drawn sheet, int8 layers, the widgets' reactions."""
+"""The panel without a browser: kept trajectories, shared commands, the drawn sheet, the widgets' reactions."""
 
 import asyncio
 import dataclasses
+import re
 import shlex
 from types import SimpleNamespace
 
@@ -13,13 +14,11 @@ from ipywidgets import Widget
 from nbconvert import HTMLExporter
 
 from vaeproj.cli.commands import parser
-from vaeproj.config import Config, UserError
-from vaeproj.model import frozen
+from vaeproj.config import PRESETS, Config, UserError
 from vaeproj.panel.explorer import Explorer, Setting
-from vaeproj.panel.int8 import in_bytes
-from vaeproj.panel.sheet import AXES, CORNERS, HEAD, MAGMA, OUTLINE, THUMBNAIL, TILE, Sheet, jpeg, thumbnail
-from vaeproj.panel.widgets import KNOBS, LADDERS, NEVER, PAUSE, Panel, control, explore, somebody_there
-from vaeproj.projection import Trajectory, trajectory
+from vaeproj.panel.sheet import AXES, CORNERS, MAGMA, OUTLINE, THUMBNAIL, TILE, Sheet, jpeg, thumbnail
+from vaeproj.panel.widgets import KNOBS, LADDERS, PAUSE, Panel, control, explore, somebody_there
+from vaeproj.projection import State, trajectory
 from vaeproj.workspace import Request, Workspace
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
@@ -58,11 +57,10 @@ def tiles(picture):
 def test_a_sheet_holds_the_projection_of_that_crop(ws, explorer):
     sheet = explorer.sheet(Setting("bent/004", 3, 7, ws.config))
     crop = ws.test.images[ws.test.index("bent/004")][None, :, 3:19, 7:23] / 255
-    path = trajectory(ws.vae, crop, ws.config)
+    path = trajectory(ws.fast_vae, crop, ws.config, ws.expected)
     assert len(sheet.frames) == 7
-    np.testing.assert_allclose(sheet.frames, path.frames[:, 0], atol=1e-3)
-    np.testing.assert_allclose(sheet.reconstruction_energy, path.reconstruction_energy[:, 0], rtol=1e-4)
-    np.testing.assert_allclose(sheet.distance, path.distance[:, 0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(sheet.frames, path.x[:, 0], atol=1e-3)
+    np.testing.assert_allclose(sheet.terms, path.terms[:, 0], rtol=1e-4, atol=1e-4)
 
 
 def test_start_is_the_first_defect_centred_with_the_workspaces_hyper_parameters(ws, explorer):
@@ -71,27 +69,23 @@ def test_start_is_the_first_defect_centred_with_the_workspaces_hyper_parameters(
 
 
 @pytest.mark.parametrize("values", [
-    {"alpha": 1.0}, {"lam": 0.5}, {"gradient": "detached"}, {"soft_mask": False}, {"energy": "bce"},
-    {"coarse_weight": 4.0}, {"stop_quantile": 1.0}, {"iterations": 7},
+    {"alpha": 1.0}, {"descent": "paper"}, {"descent": "plain"}, {"descent": "article"}, {"gradient": "detached"},
+    {"tolerance": 1.2}, {"hardness": 2.0}, {"coarse_weight": 4.0}, {"iterations": 7},
+    *({"descent": descent, "lam": 0.5} for descent in ("paper", "plain", "article")),
 ])  # fmt: skip
 def test_every_hyper_parameter_of_the_projection_tells(explorer, values):
     setting = explorer.start()
+    if "lam" in values:
+        setting = changed(setting, descent=values["descent"])
     first = explorer.sheet(setting)
     assert explorer.sheet(changed(setting)) is first
     assert not np.array_equal(explorer.sheet(changed(setting, **values)).frames, first.frames)
 
 
-def test_stopping_energy_is_the_workspaces_measured_once_for_each_kind(ws, explorer):
-    assert explorer.stop_at(ws.config) == 0
-    for values in ({}, {"stop_quantile": 0.9, "alpha": 3.0}, {"energy": "bce"}, {"coarse_weight": 2.0, "coarse_sigma": 1.5}):
-        other = ws.reconfigured(**{"stop_quantile": 0.5} | values)
-        assert explorer.stop_at(other.config) == other.stop_at > 0
-    assert explorer.training_energies.cache_info().misses == 3
-
-
 @pytest.mark.parametrize("values", [
-    {}, {"alpha": 0.07, "lam": 0.0, "iterations": 4}, {"gradient": "detached", "soft_mask": False, "energy": "bce"},
-    {"stop_quantile": 0.95, "coarse_weight": 2.0, "coarse_sigma": 1.5}, {"alpha": 1e-05}, {"steps": 0, "epochs": 3},
+    {}, {"alpha": 0.07, "lam": 0.0, "iterations": 4}, {"gradient": "detached", "widths": "8-16", "hidden": 7}, {"alpha": 1e-05},
+    {"tolerance": 2.5, "hardness": 1.0, "coarse_weight": 2.0}, {"steps": 0, "epochs": 3}, {"descent": "anchored"},
+    {"descent": "paper"}, {"descent": "paper", "alpha": 0.5, "iterations": 100}, {"descent": "article", "alpha": 0.25},
 ])  # fmt: skip
 def test_command_opens_the_same_configuration_and_data(category, open_ws, tmp_path, values):
     root = category.parent.rename(tmp_path / "my data")
@@ -105,9 +99,9 @@ def test_command_opens_the_same_configuration_and_data(category, open_ws, tmp_pa
     assert again.folder == ws.folder == root / "mesh"
 
 
-@pytest.mark.parametrize("preset", ["ci", "quick", "blog", "best"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_command_says_no_more_than_differs_from_the_preset(ws, preset):
-    setting = Setting("bent/000", 0, 0, Config.from_preset(preset, "alpha=0.3 stop_quantile=none"))
+    setting = Setting("bent/000", 0, 0, Config.from_preset(preset, "alpha=0.3 flip=true"))
     command = setting.command(dataclasses.replace(ws, request=Request(preset)))
     assert command == f"python -m vaeproj run 04 --preset {preset} --set alpha=0.3"
 
@@ -144,7 +138,7 @@ def test_marker_stands_where_the_curve_has_the_iteration(explorer):
     assert x[2] - x[0] == pytest.approx(AXES[2] * TILE, abs=1)
 
 
-@pytest.mark.parametrize("values", [{"iterations": 0}, {"alpha": 0.0}, {"stop_quantile": 1.0}])
+@pytest.mark.parametrize("values", [{"iterations": 0}, {"alpha": 0.0}, {"descent": "paper", "alpha": 0.0}])
 def test_sheet_draws_a_trajectory_that_stands_still(explorer, values):
     sheet = explorer.sheet(changed(explorer.start(), **values))
     image, projection, change = tiles(sheet.draw(len(sheet.frames) - 1, outline=False))
@@ -152,18 +146,11 @@ def test_sheet_draws_a_trajectory_that_stands_still(explorer, values):
     assert (change == MAGMA[0]).all()
 
 
-def test_curve_shows_the_energy_under_which_the_crop_stops():
-    path, mask = Trajectory(torch.rand(5, 1, 1, 8, 8), *torch.ones(3, 5, 1)), np.zeros((8, 8), bool)
-    without, with_it = (np.asarray(Sheet(path, 1.0, mask, stop_at, "").draw(0), dtype=int) for stop_at in (0.0, 0.3))
-    (left, top), differs = CORNERS[3], (without != with_it).any(2)
-    assert differs[top - HEAD :, left:].any()
-    assert differs.sum() == differs[top - HEAD :, left:].sum()
-
-
 def test_a_static_picture_is_small_even_of_noise():
     noise, mask = torch.rand(3, 1, 1, 128, 128, generator=torch.Generator().manual_seed(0)), np.zeros((128, 128), bool)
     for frames, limit in ((0.4 + 0.2 * noise, 120_000), (noise, 200_000)):
-        sheet = Sheet(Trajectory(frames, frames, *torch.ones(2, 3, 1)), 0.0, mask, 0.0, "noise")
+        path = State(frames, frames, frames, torch.ones(3, 1, 2), frames, torch.ones(3, 1))
+        sheet = Sheet(path, mask, "noise")
         assert len(jpeg(sheet.draw(2))) < limit
 
 
@@ -176,33 +163,16 @@ def test_thumbnail_frames_the_crop(ws):
     np.testing.assert_allclose(edges, [2, 18, 8, 24], atol=0.1)
 
 
-def test_in_bytes_computes_the_same_but_for_rounding(seasoned_vae):
-    exact = frozen(seasoned_vae(8, 32, 1))  # large enough for its dense layers to be rounded
-    rounded = in_bytes(exact)
-    assert sum(p.numel() for p in rounded.parameters()) < 0.4 * sum(p.numel() for p in exact.parameters())
-    x = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    pictures = [network.reconstruct(x) for network in (exact, rounded)]
-    gradients = [torch.autograd.grad((x - picture).square().sum(), x)[0] for picture in pictures]
-    assert pictures[0].std() > 0.1
-    for (one, other), bound in ((pictures, 0.002), (gradients, 0.01)):  # a weight is off by half a step of 1 / 127 at most
-        assert 0 < (other - one).norm() < bound * one.norm()
-
-
-def test_without_that_product_the_network_itself(seasoned_vae, monkeypatch):
-    monkeypatch.delattr(torch, "_weight_int8pack_mm")
-    vae = frozen(seasoned_vae(8, 32, 1))
-    assert in_bytes(vae) is vae
-
-
 def test_a_slider_changes_picture_command_and_status(panel):
     before, alpha = panel.picture.value, panel.knobs["alpha"]
     alpha.value = 0.5
     assert panel.shown.config.alpha == 0.5
     assert panel.picture.value != before
     assert "answered in" in panel.status.value
-    assert "alpha" not in panel.share.value  # the preset's own value
-    alpha.value = 0.7
-    assert panel.share.value.count("--set alpha=0.7") == 1
+    assert panel.share.value.count("--set alpha=0.5") == 1
+    assert "hardness" not in panel.share.value  # the preset's own value
+    told = re.search(r"E = reconstruction ([\d.]+) \+ distance ([\d.]+) = ([\d.]+);", panel.status.value).groups()
+    assert [float(n) for n in told] == pytest.approx([*panel.sheet.terms[6], panel.sheet.terms[6].sum()], abs=0.006)
 
 
 def test_play_bar_and_outline_compute_nothing(panel):
@@ -228,17 +198,37 @@ def test_the_play_bar_follows_the_number_of_iterations(panel):
 
 def test_every_control_reaches_the_setting(panel):
     values = {
-        "alpha": 3.0, "lam": 0.1, "iterations": 10, "gradient": "detached", "soft_mask": False, "energy": "bce",
-        "coarse_weight": 4.0, "coarse_sigma": 2.0, "stop_quantile": 0.9,
+        "gradient": "detached", "alpha": 3.0, "iterations": 10, "lam": 0.1, "tolerance": 2.0, "hardness": 1.5,
+        "coarse_weight": 4.0, "descent": "paper",
     }  # fmt: skip
     assert set(values) == set(KNOBS)
     for name, value in values.items():
         panel.knobs[name].value = value
         assert getattr(panel.shown.config, name) == value
         assert panel.shown == panel.setting
-    assert computed(panel.explorer) == 10
-    panel.knobs["stop_quantile"].value = NEVER
-    assert panel.shown.config.stop_quantile is None
+
+
+@pytest.mark.parametrize("settings", ["", "iterations=4 alpha=0.02", "descent=plain alpha=0.125"])
+def test_another_descent_brings_its_own_settings(open_ws, settings):
+    explorer = Explorer(open_ws(settings))
+    panel, own = Panel(explorer, explorer.start()), explorer.ws.config
+    for descent, brought in {
+        "article": {"alpha": 0.05, "iterations": 16, "lam": 1.0},
+        "anchored": {"alpha": 0.25, "iterations": 16, "lam": 1.0},  # which says nothing of lam
+        "paper": {"alpha": 0.5, "iterations": 100, "lam": 0.05},
+        "plain": {"alpha": 0.02, "iterations": 100, "lam": 0.05},
+    }.items():
+        panel.knobs["descent"].value = descent
+        assert panel.shown.config == own.replace(descent=descent, **brought)
+        assert (panel.t.value, panel.t.max) == (brought["iterations"],) * 2
+    panel.knobs["alpha"].value = 0.3
+    assert panel.shown.config.alpha == 0.3
+
+
+def test_another_descent_moves_only_the_knobs_there_are(explorer):
+    panel = Panel(explorer, explorer.start(), ("descent", "lam"))
+    panel.knobs["descent"].value = "article"
+    assert panel.shown.config == explorer.ws.config.replace(descent="article", lam=1.0)
 
 
 def test_defect_and_image_and_crop(panel, ws):
@@ -288,12 +278,12 @@ def test_a_held_key_is_answered_once(panel):
 @pytest.mark.parametrize("name", LADDERS)
 def test_sliders_have_configs_bounds_and_help(name):
     slider, meta = control(name, 0.35), FIELDS[name].metadata
-    numbers = [value for _, value in slider.options if value != NEVER]
+    numbers = [value for _, value in slider.options]
     assert numbers == sorted(set(numbers))
     assert slider.value == 0.35
     assert meta["low"] <= numbers[0] < numbers[-1] <= meta["high"]
     assert meta["help"] in slider.tooltip and f"{meta['low']:g} to {meta['high']:g}" in slider.tooltip
-    assert control(name, FIELDS[name].default).value == (NEVER if name == "stop_quantile" else FIELDS[name].default)
+    assert control(name, FIELDS[name].default).value == FIELDS[name].default
 
 
 def test_knobs_are_the_projections_hyper_parameters_or_fewer(explorer):

@@ -1,4 +1,4 @@
-"""The descent follows the paper's equations: by hand, by float64 autograd, and one tile at a time."""
+"""The descent follows its equations: by hand, by float64 autograd, and one tile at a time."""
 
 from types import SimpleNamespace
 
@@ -11,14 +11,18 @@ from hypothesis import strategies as st
 
 from vaeproj.config import Config
 from vaeproj.model import VAE, frozen
-from vaeproj.projection import energies, energy_gradient, project, step, stopping_energy, trajectory
+from vaeproj.projection import GROW, SHRINK, State, composite, descend, energy_gradient, project, step, trajectory
+from vaeproj.weight import anomaly_weight, fit_expected
 
-KINDS = [(energy, gradient) for energy in ("squared", "bce") for gradient in ("full", "detached")]
+DESCENTS = ("anchored", "paper", "plain", "article")
+ALPHA = {"anchored": 0.25, "paper": 0.5, "plain": 0.02, "article": 0.05}
+EVEN = torch.tensor([0.01, 0, 0, 0, 0, 0, 0.01])  # a normal residual of .01 everywhere
 
 
 def config(**changes) -> Config:
-    small = {"image_size": 32, "crop_size": 16, "stride": 8, "latent_dim": 8, "iterations": 12, "alpha": 0.5, "lam": 0.05}
-    return Config(**small | changes)
+    small = {"image_size": 32, "crop_size": 16, "stride": 8, "latent_dim": 8, "iterations": 12, "lam": 0.05}
+    alpha = ALPHA[changes.get("descent", "anchored")]
+    return Config(**small | {"alpha": alpha, "tolerance": 1.0, "hardness": 2.0} | changes)
 
 
 def tiles(count: int, seed: int = 0) -> torch.Tensor:
@@ -41,60 +45,93 @@ def vae64(seasoned_vae) -> VAE:
     return seasoned_vae().double()
 
 
+@pytest.fixture(scope="module")
+def expected(vae) -> torch.Tensor:
+    return fit_expected(vae, graded(vae, 32))
+
+
 def linear(a: float, b: float) -> SimpleNamespace:
-    """A "VAE" of one pixel whose logit is a x + b."""
+    """A "VAE" of one pixel, or of each pixel by itself, whose logit is a x + b."""
     return SimpleNamespace(logits=lambda x: a * x + b)
 
 
-def pixel(value: float) -> torch.Tensor:
-    return torch.full((1, 1, 1, 1), value)
+def pixels(*values: float) -> torch.Tensor:
+    return torch.tensor(values).float()[:, None, None, None].expand(-1, 1, 2, 2).contiguous()
 
 
-def test_one_step_by_hand():
-    # a = 4, b = -2, x = 1/2: logit 0, f = 1/2; then x = 3/4: logit 1, f = .7310586, r = .0189414.
-    network, x, x_0 = linear(4, -2), pixel(0.75), pixel(0.5)
-    settings = config(alpha=0.5, lam=0.1, soft_mask=False, gradient="detached")
-    moved, reconstruction, l_r = step(network, x, x_0, settings)
-    assert reconstruction.item() == pytest.approx(0.7310586)
-    assert l_r.item() == pytest.approx(0.0189414**2, rel=1e-4)
-    # gradient 2 * .0189414 + .1 = .1378828
-    assert moved.item() == pytest.approx(0.75 - 0.5 * 0.1378828, rel=1e-6)
-    masked = step(network, x, x_0, settings.replace(soft_mask=True))[0]
-    assert masked.item() == pytest.approx(0.75 - 0.5 * 0.1378828 * 0.0189414**2, rel=1e-6)
+def at(network, x, x_0, settings, expected=EVEN) -> State:
+    return energy_gradient(network, x, x_0, settings, expected, torch.full((len(x),), settings.alpha))
+
+
+def test_one_step_of_the_paper_by_hand():
+    # a = 4, b = -2, x = 3/4: logit 1, f = .7310586, r = .0189414; lam = .1, x_0 = 1/2: gradient 2 r + .1 = .1378828.
+    network, x, x_0 = linear(4, -2), pixels(0.75), pixels(0.5)
+    settings = config(descent="paper", alpha=0.5, lam=0.1, gradient="detached")
+    begun = at(network, x, x_0, settings)
+    torch.testing.assert_close(begun.reconstruction, pixels(0.7310586))
+    torch.testing.assert_close(begun.terms, torch.tensor([[4 * 0.0189414**2, 4 * 0.1 * 0.25]]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(step(network, begun, x_0, settings, EVEN).x, pixels(0.75 - 0.5 * 0.1378828 * 0.0189414**2))
+    plain = settings.replace(descent="plain")
+    torch.testing.assert_close(step(network, at(network, x, x_0, plain), x_0, plain, EVEN).x, pixels(0.75 - 0.5 * 0.1378828))
+
+
+def test_one_anchored_step_by_hand():
+    # f = 1/2 whatever it sees. x_0 = .7: q = .04, four times the normal .01, so v = 4^2 = 16 and w = 16/17. At x = x_0 the
+    # gradient is 2 w r = 2 * 16/17 * .2 = .3764706, the step -.25 of it: x_1 = .6058824. The energy of its 4 pixels falls
+    # from 4 w .04 = .1505882 to 4 (w .1058824^2 + .0941176^2 / 17) = .0442907: the next step may be longer.
+    settings, x_0 = config(alpha=0.25), pixels(0.7)
+    begun = next(descend(linear(0, 0), x_0, settings, EVEN))
+    torch.testing.assert_close(begun.weight, pixels(16 / 17))
+    torch.testing.assert_close(begun.terms, torch.tensor([[0.1505882, 0.0]]))
+    after = step(linear(0, 0), begun, x_0, settings, EVEN)
+    torch.testing.assert_close(after.x, pixels(0.6058824))
+    torch.testing.assert_close(after.terms.sum(1), torch.tensor([0.0442907]), rtol=1e-5, atol=0)
+    assert after.alpha.item() == pytest.approx(0.25 * GROW)
+
+
+def test_a_step_that_raises_its_tiles_energy_is_taken_back_and_tried_again_shorter():
+    # On the quadratic above a step of alpha lands alpha / (1/2) of the way: at 1.5 it overshoots to three times as far.
+    settings, x_0 = config(alpha=1.5), pixels(0.55, 0.65)
+    begun = next(descend(linear(0, 0), x_0, settings, EVEN))
+    after = step(linear(0, 0), begun, x_0, settings, EVEN)
+    back = State(*(torch.where(torch.tensor(True), b, a) for a, b in zip(after.tensors(), begun.tensors(), strict=True)))
+    for name in ("x", "logits", "weight", "terms", "gradient"):
+        assert torch.equal(getattr(after, name), getattr(back, name)), name
+    torch.testing.assert_close(after.alpha, begun.alpha * SHRINK)
 
 
 @given(
-    st.floats(-4, 4), st.floats(-3, 3), st.floats(0.05, 0.95), st.floats(0, 1), st.sampled_from(KINDS), st.floats(0, 2),
+    st.floats(-4, 4), st.floats(-3, 3), st.floats(0.05, 0.95), st.floats(0, 1), st.sampled_from(DESCENTS),
+    st.sampled_from(["full", "detached"]), st.floats(0, 2),
 )  # fmt: skip
-def test_gradient_of_one_pixel(a, b, x, x_0, kind, lam):
-    energy, gradient = kind
+def test_gradient_of_one_pixel(a, b, x, x_0, descent, gradient, lam):
     logit = a * x + b
     f = 1 / (1 + np.exp(-logit))
-    if energy == "squared":
-        expected_energy = (x - f) ** 2
-        expected = 2 * (x - f) * (1 - (a * f * (1 - f) if gradient == "full" else 0))
+    jacobian = a * f * (1 - f) if gradient == "full" else 0
+    v = ((x_0 - f) ** 2 / 0.01) ** 2
+    w = v / (1 + v)
+    first, slope = (x - f) ** 2, 2 * (x - f) * (1 - jacobian)
+    if descent == "article":
+        first, slope = -x * np.log(f) - (1 - x) * np.log(1 - f), -logit + (a * (f - x) if gradient == "full" else 0)
+    settings = config(descent=descent, gradient=gradient, lam=lam)
+    got = at(linear(a, b), pixels(x), pixels(x_0), settings)
+    if descent == "anchored":
+        terms, wanted = (w * first, (1 - w) * (x - x_0) ** 2), w * slope + 2 * (1 - w) * (x - x_0)
     else:
-        expected_energy = -x * np.log(f) - (1 - x) * np.log(1 - f)
-        expected = -logit + (a * (f - x) if gradient == "full" else 0)
-    settings = config(energy=energy, gradient=gradient, lam=lam)
-    got, reconstruction, l_r = energy_gradient(linear(a, b), pixel(x), pixel(x_0), settings)
-    sign = np.sign(np.float32(x) - np.float32(x_0))
-    assert got.item() == pytest.approx(expected + lam * sign, abs=1e-5)
-    assert reconstruction.item() == pytest.approx(f, abs=1e-6)
-    assert l_r.item() == pytest.approx(expected_energy, abs=1e-5)
+        terms, wanted = (first, lam * abs(x - x_0)), slope + lam * np.sign(np.float32(x) - np.float32(x_0))
+    torch.testing.assert_close(got.gradient, pixels(wanted), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got.terms, 4 * torch.tensor([terms]).float(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("energy", "gradient"), KINDS)
-@pytest.mark.parametrize("soft_mask", [True, False])
-def test_a_step_is_clipped_to_the_unit_interval(energy, gradient, soft_mask):
-    settings = config(energy=energy, gradient=gradient, soft_mask=soft_mask, alpha=100.0, lam=0.0)
-    x = torch.tensor([0.9, 0.1, 0.4])[:, None, None, None]
-    network = linear(0.5, -0.2)
-    gradient_, reconstruction, _ = energy_gradient(network, x, x, settings)
-    free = x - 100 * gradient_ * ((x - reconstruction) ** 2 if soft_mask else 1)
-    assert free.min() < 0 or free.max() > 1
-    moved, _, _ = step(network, x, x, settings)
-    np.testing.assert_allclose(moved, np.clip(free.numpy(), 0, 1), atol=1e-6)
+@pytest.mark.parametrize("descent", DESCENTS)
+@pytest.mark.parametrize("gradient", ["full", "detached"])
+def test_a_step_is_clipped_to_the_unit_interval(descent, gradient):
+    settings = config(descent=descent, gradient=gradient, alpha=100.0, lam=0.0)
+    x, network = pixels(0.9, 0.1, 0.4), linear(0.5, -0.2)
+    moved = step(network, at(network, x, x, settings), x, settings, EVEN).x
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    assert descent == "anchored" or (moved != x).any()  # an anchored step of that length is taken back
 
 
 def blurred(r: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -104,145 +141,173 @@ def blurred(r: torch.Tensor, sigma: float) -> torch.Tensor:
     return F.conv2d(F.pad(r, [reach] * 4, mode="reflect"), (weight[:, None] * weight / weight.sum() ** 2)[None, None])
 
 
-def exact(vae64: VAE, x: torch.Tensor, x_0: torch.Tensor, settings: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    """E and L_r of each tile in float64, from the equations."""
-    f = torch.sigmoid(vae64.decode(vae64.encode(x.double())[0]))
+def picture64(vae64: VAE, x: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(vae64.decode(vae64.encode(x)[0]))
+
+
+def exact(vae64: VAE, x: torch.Tensor, x_0: torch.Tensor, w: torch.Tensor, settings: Config) -> torch.Tensor:
+    """Both terms of E of each tile in float64, from the equations, [B, 2]."""
+    f = picture64(vae64, x)
     if settings.gradient == "detached":
         f = f.detach()
-    if settings.energy == "squared":
-        l_r = ((x - f) ** 2 + settings.coarse_weight * blurred(x - f, settings.coarse_sigma) ** 2).sum((1, 2, 3))
+    if settings.descent == "article":
+        first = -(x * f.log() + (1 - x) * (1 - f).log())
     else:
-        l_r = -(x * f.log() + (1 - x) * (1 - f).log()).sum((1, 2, 3))
-    return l_r + settings.lam * (x - x_0).abs().sum((1, 2, 3)), l_r
+        first = (x - f) ** 2 + settings.coarse_weight * blurred(x - f, 0.5) ** 2  # a thirty-second of 16 pixels
+    second = settings.lam * (x - x_0).abs()
+    if settings.descent == "anchored":
+        first, second = w * first, (1 - w) * (x - x_0) ** 2
+    return torch.stack([first.sum((1, 2, 3)), second.sum((1, 2, 3))], 1)
 
 
-@pytest.mark.parametrize(("energy", "gradient"), KINDS)
-@pytest.mark.parametrize(("coarse_weight", "coarse_sigma"), [(0.0, 4.0), (4.0, 1.5), (0.7, 6.0)])
-def test_the_gradient_is_that_of_the_energy(vae, vae64, energy, gradient, coarse_weight, coarse_sigma):
-    settings = config(energy=energy, gradient=gradient, coarse_weight=coarse_weight, coarse_sigma=coarse_sigma, lam=0.3)
+def weight64(vae64: VAE, x: torch.Tensor, x_0: torch.Tensor, expected: torch.Tensor, settings: Config) -> torch.Tensor:
+    with torch.no_grad():  # w itself has its own tests
+        return anomaly_weight(x_0, picture64(vae64, x), expected.double(), settings)
+
+
+@pytest.mark.parametrize("descent", DESCENTS)
+@pytest.mark.parametrize("gradient", ["full", "detached"])
+@pytest.mark.parametrize("coarse_weight", [0.0, 4.0])
+def test_the_gradient_is_that_of_the_energy(vae, vae64, expected, descent, gradient, coarse_weight):
+    settings = config(descent=descent, gradient=gradient, coarse_weight=coarse_weight, lam=0.3)
     x_0, x = tiles(3), tiles(3, seed=1)
     x[0, :, :8] = x_0[0, :, :8]  # where nothing has moved yet, the L1 term pulls nowhere
     exact_x = x.double().requires_grad_()
-    e, l_r = exact(vae64, exact_x, x_0.double(), settings)
-    (expected,) = torch.autograd.grad(e.sum(), exact_x)
-    got, reconstruction, got_l_r = energy_gradient(vae, x, x_0, settings)
-    torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(got_l_r.double(), l_r.detach(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(reconstruction, vae.reconstruct(x).detach(), rtol=1e-4, atol=1e-4)
-    assert expected.abs().mean() > 0.1
-    assert not any(part.requires_grad for part in (got, reconstruction, got_l_r))
+    w = weight64(vae64, x.double(), x_0.double(), expected, settings)
+    terms = exact(vae64, exact_x, x_0.double(), w, settings)
+    (wanted,) = torch.autograd.grad(terms.sum(), exact_x)
+    got = at(vae, x, x_0, settings, expected)
+    torch.testing.assert_close(got.gradient.double(), wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(got.terms.double(), terms.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got.reconstruction, vae.reconstruct(x).detach(), rtol=1e-4, atol=1e-4)
+    assert wanted.abs().mean() > 0.05
+    assert not any(tensor.requires_grad for tensor in got.tensors())
 
 
-@pytest.mark.parametrize("energy", ["squared", "bce"])
-def test_small_full_steps_never_raise_the_energy(vae, energy):
-    settings = config(energy=energy, soft_mask=False, alpha=1e-3, lam=0.0, iterations=30)
-    path = trajectory(vae, tiles(4), settings).energy(0.0)
-    assert (path.diff(dim=0) < 0).all()
+def test_small_plain_steps_never_raise_the_energy(vae, expected):
+    path = trajectory(vae, tiles(4), config(descent="plain", alpha=1e-3, lam=0.0, iterations=30), expected)
+    assert (path.terms.sum(2).diff(dim=0) < 0).all()
 
 
-def one_at_a_time(vae64: VAE, x_0: torch.Tensor, settings: Config) -> tuple[torch.Tensor, np.ndarray]:
-    """The descent of one tile [1, 1, H, W] that never stops, in float64, from the equations: its frames and their L_r."""
-    x, frames, path = x_0.double(), [], []
-    for _ in range(settings.iterations + 1):
+@given(st.integers(0, 10**6), st.floats(0.01, 50), st.floats(0.3, 4), st.floats(0.5, 8), st.sampled_from(["full", "detached"]))
+def test_no_anchored_step_raises_the_energy_of_its_tile(seed, alpha, tolerance, hardness, gradient):
+    """Whatever the step size: seen with the weights it was taken with, E falls or the tile stands still."""
+    vae, settings = WILD, config(alpha=alpha, tolerance=tolerance, hardness=hardness, gradient=gradient)
+    x_0 = tiles(3, seed)
+    state = next(descend(vae, x_0, settings, EVEN))
+    for _ in range(4):
+        new = step(vae, state, x_0, settings, EVEN)
+        residual, w = new.x - vae.reconstruct(new.x), state.weight
+        energy = (w * residual**2 + (1 - w) * (new.x - x_0) ** 2).sum((1, 2, 3))
+        before = state.terms.sum(1)
+        assert (energy <= before * (1 + 1e-5)).all()
+        stood = (new.x == state.x).flatten(1).all(1)
+        assert torch.equal(
+            new.alpha < state.alpha, stood & (new.alpha < state.alpha)
+        )  # a shorter step only where none was taken
+        state = new
+
+
+WILD = frozen(VAE(8, 16))
+
+
+def one_at_a_time(vae64: VAE, x_0: torch.Tensor, settings: Config, expected: torch.Tensor) -> torch.Tensor:
+    """The descent of one tile [1, 1, H, W] in float64, from the equations: its frames."""
+    x_0 = x_0.double()
+    x, alpha, frames = x_0, settings.alpha, [x_0]
+    for _ in range(settings.iterations):
         x = x.detach().requires_grad_()
-        e, l_r = exact(vae64, x, x_0.double(), settings)
-        frames.append(x.detach())
-        path.append(l_r.item())
-        (gradient,) = torch.autograd.grad(e.sum(), x)
-        if settings.soft_mask:
-            gradient = gradient * (x - torch.sigmoid(vae64.decode(vae64.encode(x)[0]))) ** 2
-        x = torch.clip(x - settings.alpha * gradient, 0, 1)
-    return torch.cat(frames), np.array(path)
+        w = weight64(vae64, x, x_0, expected, settings)
+        energy = exact(vae64, x, x_0, w, settings).sum()
+        (gradient,) = torch.autograd.grad(energy, x)
+        x = x.detach()
+        if settings.descent in ("paper", "article"):
+            gradient = gradient * (x - picture64(vae64, x)) ** 2
+        moved = torch.clip(x - alpha * gradient, 0, 1).detach()
+        if settings.descent != "anchored":
+            x = moved
+        elif exact(vae64, moved, x_0, w, settings).sum() <= energy:
+            x, alpha = moved, alpha * 1.2
+        else:
+            alpha *= 0.4
+        frames.append(x)
+    return torch.cat(frames)
 
 
-def stopping_steps(path: np.ndarray, stop_at: float) -> int:
-    """The first step at which the energy lies under the threshold; the last where it never does."""
-    below = path[:-1] < stop_at
-    return int(below.argmax()) if below.any() else len(path) - 1
-
-
-def clear_threshold(paths: list[np.ndarray], clearance: float = 5e-4) -> float:
-    """An energy under which some tiles fall, after different numbers of steps, and others never, and none comes near to."""
-    last, values = len(paths[0]) - 1, np.array(paths)
-    clear = [c for c in np.linspace(values.min(), values.max(), 400) if (np.abs(values - c) / c).min() > clearance]
-    steps = [{stopping_steps(path, candidate) for path in paths} for candidate in clear]
-    return max((len(taken), candidate) for taken, candidate in zip(steps, clear, strict=True) if last in taken)[1]
-
-
-DESCENTS = {
-    "full": {},
-    "coarse": {"coarse_weight": 2.0, "coarse_sigma": 1.5},
-    "detached": {"gradient": "detached"},
-    "bce": {"energy": "bce", "alpha": 0.05},
-    "unmasked": {"soft_mask": False, "alpha": 0.02},
+CASES = {
+    "anchored": {},
+    "bold": {"alpha": 3.0},  # so that some steps are taken back
+    "coarse": {"coarse_weight": 2.0},
+    "anchored detached": {"gradient": "detached"},
+    "paper": {"descent": "paper"},
+    "paper detached": {"descent": "paper", "gradient": "detached"},
+    "article": {"descent": "article"},
+    "plain": {"descent": "plain", "lam": 0.0},  # a pixel at x_0 trembles by a step of lam, in float32 at another moment
 }
 
 
-@pytest.mark.parametrize("changes", DESCENTS.values(), ids=DESCENTS)
-def test_project_and_trajectory_are_the_descent_of_each_tile(vae, vae64, changes):
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_project_and_trajectory_are_the_descent_of_each_tile(vae, vae64, expected, changes):
     settings, x_0 = config(**changes), graded(vae, 7)
     before = x_0.clone()
-    alone = [one_at_a_time(vae64, x[None], settings) for x in x_0]
-    stop_at = clear_threshold([path for _, path in alone])
-    steps = [stopping_steps(path, stop_at) for _, path in alone]
-    assert len(set(steps)) >= 4
-    expected = torch.stack([frames[taken] for (frames, _), taken in zip(alone, steps, strict=True)]).float()
+    alone = torch.stack([one_at_a_time(vae64, x[None], settings, expected) for x in x_0], 1).float()
     for chunk in (3, 64):  # more tiles than are taken at once, and fewer
-        torch.testing.assert_close(project(vae, x_0, settings, stop_at, chunk=chunk), expected, rtol=0, atol=1e-4)
-    path = trajectory(vae, x_0, settings, stop_at)
-    assert path.frames.shape == path.reconstructions.shape == (settings.iterations + 1, *x_0.shape)
-    assert torch.equal(path.frames[0], x_0)
-    for i, taken in enumerate(steps):
-        np.testing.assert_allclose(path.frames[: taken + 1, i], alone[i][0][: taken + 1], rtol=0, atol=1e-4)
-        assert (path.frames[taken:, i] == path.frames[taken, i]).all()  # stopped for good
-    for t, x in enumerate(path.frames):
-        e, l_r = exact(vae64, x.double(), x_0.double(), settings)
-        torch.testing.assert_close(path.reconstructions[t], vae.reconstruct(x).detach(), rtol=0, atol=1e-5)
-        torch.testing.assert_close(path.reconstruction_energy[t].double(), l_r.detach(), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(path.distance[t].double(), (x - x_0).double().abs().sum((1, 2, 3)), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(path.energy(settings.lam)[t].double(), e.detach(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(project(vae, x_0, settings, expected, chunk=chunk), alone[-1], rtol=0, atol=5e-4)
+    path = trajectory(vae, x_0, settings, expected)
+    assert path.x.shape == path.reconstruction.shape == (settings.iterations + 1, *x_0.shape)
+    torch.testing.assert_close(path.x, alone, rtol=0, atol=5e-4)
     assert torch.equal(x_0, before)
+    assert (alone[-1] - x_0).abs().mean() > 1e-3
 
 
-@pytest.mark.parametrize(("iterations", "stop_at"), [(0, 0.0), (12, float("inf"))])
-def test_without_iterations_and_where_a_tile_is_normal_already_nothing_moves(vae, iterations, stop_at):
-    x_0, settings = tiles(5), config(iterations=iterations)
-    assert torch.equal(project(vae, x_0, settings, stop_at), x_0)
-    assert (trajectory(vae, x_0, settings, stop_at).frames == x_0).all()
+def test_without_iterations_nothing_moves(vae, expected):
+    assert torch.equal(project(vae, tiles(5), config(iterations=0), expected), tiles(5))
 
 
-def test_half_the_bytes_hardly_change_where_the_descent_ends(vae):
+def test_half_the_bytes_hardly_change_where_the_descent_ends(vae, expected):
     x_0 = graded(vae, 7)
-    exact = project(vae, x_0, config())
-    half = project(frozen(vae, torch.bfloat16), x_0, config())
+    exact_end = project(vae, x_0, config(), expected)
+    half = project(frozen(vae, torch.bfloat16), x_0, config(), expected)
     assert half.dtype == torch.float32
-    assert 0 < (half - exact).norm() < 0.03 * (exact - x_0).norm()
+    assert 0 < (half - exact_end).norm() < 0.03 * (exact_end - x_0).norm()
 
 
-@pytest.mark.parametrize("energy", ["squared", "bce"])
-@pytest.mark.parametrize("quantile", [0.0, 0.5, 0.9, 1.0])
-def test_the_stopping_energy_is_a_quantile(vae, vae64, energy, quantile):
-    settings = config(energy=energy, stop_quantile=quantile)
-    x = tiles(300)  # more than are taken at once
-    l_r = exact(vae64, x.double(), x.double(), settings)[1].detach()
-    np.testing.assert_allclose(energies(vae, x, settings), l_r, rtol=1e-4)
-    assert stopping_energy(vae, x, settings) == pytest.approx(np.quantile(l_r, quantile), rel=1e-4)
+def test_with_f_held_fixed_the_composite_is_where_the_energy_is_least():
+    # A network that always paints the same: then the descent's minimum is x_0 - w (x_0 - f), pixel by pixel.
+    x_0, settings = tiles(2), config(iterations=60)
+    network = SimpleNamespace(logits=lambda x: 0 * x, reconstruct=lambda x: 0 * x + 0.5)
+    y = composite(network, x_0, settings, EVEN)
+    torch.testing.assert_close(project(network, x_0, settings, EVEN), y, rtol=0, atol=1e-4)
+    w = anomaly_weight(x_0, torch.full_like(x_0, 0.5), EVEN, settings)
+    torch.testing.assert_close(y, x_0 - w * (x_0 - 0.5))
 
 
-def test_without_a_quantile_no_tile_stops(vae):
-    assert stopping_energy(vae, tiles(3), config(stop_quantile=None)) == 0.0
-    assert torch.equal(project(vae, tiles(3), config()), trajectory(vae, tiles(3), config()).frames[-1])
+def test_the_composite_takes_f_again(vae, expected):
+    x_0, settings = graded(vae, 70), config()  # more than are taken at once
+    y = x_0
+    for _ in range(3):
+        f = vae.reconstruct(y).detach()
+        y = x_0 - anomaly_weight(x_0, f, expected, settings) * (x_0 - f)
+    torch.testing.assert_close(composite(vae, x_0, settings, expected, passes=3), y, rtol=0, atol=1e-5)
+
+
+def test_an_iteration_never_waits_for_a_value(seasoned_vae):
+    """On the meta device tensors have no values: whoever reads one, as a captured graph must not, gets an error."""
+    x_0, vae = tiles(3).to("meta"), frozen(seasoned_vae()).to("meta")
+    for descent in DESCENTS:
+        settings = config(descent=descent)
+        state = next(descend(vae, x_0, settings, EVEN.to("meta")))
+        assert step(vae, state, x_0, settings, EVEN.to("meta")).x.shape == x_0.shape
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize(("chunk", "coarse_weight"), [(3, 0.0), (2048, 0.0), (2048, 2.0)])
-def test_on_a_gpu_the_descent_is_the_same(vae, vae64, chunk, coarse_weight):
-    x_0, settings = graded(vae, 9), config(coarse_weight=coarse_weight, coarse_sigma=1.5)
-    stop_at = clear_threshold([one_at_a_time(vae64, x[None], settings)[1] for x in x_0], 2e-3)
-    expected = project(vae, x_0, settings, stop_at)
-    done = project(frozen(vae, torch.float16).cuda(), x_0.cuda(), settings, stop_at, chunk=chunk)
-    # The network runs in fp16 there: one part in 1000 of a residual, and a pixel at x_0 may take one step of lam more.
-    difference = (done.cpu() - expected).abs()
+@pytest.mark.parametrize(("chunk", "changes"), [(3, {}), (2048, {}), (2048, {"descent": "paper"})])
+def test_on_a_gpu_the_descent_is_the_same(vae, expected, chunk, changes):
+    x_0, settings = graded(vae, 9), config(**changes)
+    wanted = project(vae, x_0, settings, expected)
+    done = project(frozen(vae, torch.float16).cuda(), x_0.cuda(), settings, expected.cuda(), chunk=chunk)
+    # The network runs in fp16 there: one part in 1000 of a residual, and a step may be taken back here and not there.
+    difference = (done.cpu() - wanted).abs()
     assert difference.max() < 5e-3
     assert difference.mean() < 2e-4
-    assert (expected - x_0).abs().mean() > 0.02
+    assert (wanted - x_0).abs().mean() > 0.02

@@ -149,7 +149,7 @@ def test_a_plain_loop_gives_the_same_losses(images, monkeypatch, changes):
         trained, record = fit(images, config, progress=False)
 
     torch.manual_seed(config.seed)
-    vae = VAE(config.latent_dim, config.crop_size).train()
+    vae = VAE.of(config, 1).train()
     optimizer = torch.optim.Adam(vae.parameters(), lr=config.learning_rate, foreach=False, fused=False)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, total_steps=len(calls), cycle_momentum=False
@@ -161,7 +161,7 @@ def test_a_plain_loop_gives_the_same_losses(images, monkeypatch, changes):
         bce = F.binary_cross_entropy(reconstruction, x, reduction="sum")
         kl = -0.5 * torch.sum(1 + log_var - mean**2 - log_var.exp())
         optimizer.zero_grad()
-        (bce + changes.get("beta", 1.0) * kl).backward()
+        (bce + config.beta * kl).backward()
         optimizer.step()
         schedule.step()
         losses.append([bce.item() / len(x), kl.item() / len(x)])
@@ -195,7 +195,7 @@ def test_a_step_never_reads_the_device(images):
     """What is captured as a graph must not wait for a value: the meta device, which has none, takes the whole step."""
     config = toy()
     with torch.device("meta"):
-        vae = VAE(config.latent_dim, config.crop_size).train()
+        vae = VAE.of(config, 1).train()
         rows, noise = torch.zeros(8, 7), torch.zeros(8, config.latent_dim)
     optimizer = torch.optim.Adam([p for p in vae.parameters() if p.requires_grad], lr=torch.tensor(0.1), capturable=False)
     crops = CropSampler(images.to("meta"), config).gather(rows)

@@ -3,9 +3,12 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from vaeproj.weight import fit_expected
 
 
 def test_everything_is_read_at_open(open_ws, category):
@@ -29,6 +32,35 @@ def test_what_is_made_once_lies_in_the_kept_folder(open_ws, tmp_path):
     assert open_ws("steps=1 batch_size=2").checkpoint.stat().st_mtime_ns == stamp
 
 
+def test_the_normal_residual_is_fitted_once_and_found_again(open_ws, tmp_path):
+    ws = open_ws()
+    fitted = ws.expected
+    torch.testing.assert_close(fitted, fit_expected(ws.vae, ws.normal_crops))
+    assert (ws.normal_crops.shape, fitted.shape) == ((512, 1, 16, 16), (7,))
+    (path,) = (tmp_path / "kept/checkpoints").iterdir()
+    np.savez(path, expected=np.arange(7, dtype=np.float32))
+    assert open_ws("alpha=3 sigma=1 descent=paper").expected.tolist() == list(range(7))  # found, whatever does not make it
+    path.unlink()
+    assert torch.equal(open_ws().expected, fitted)
+    path.write_bytes(path.read_bytes()[:100])
+    assert torch.equal(open_ws().expected, fitted)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_normal_residual_depends_on_weights_and_training_images(open_ws, category):
+    class Other(type(open_ws())):
+        weights = "others"
+
+    ws = open_ws()
+    fitted, other = ws.expected, Other.open(ws.request, kept=ws.kept)
+    torch.testing.assert_close(other.expected, fitted)  # by the same VAE, but nobody could know that
+    assert len(list((ws.kept / "checkpoints").iterdir())) == 2
+    assert not torch.allclose(ws.reconfigured(seed=1).expected, fitted)
+    (category / "train/good/002.png").unlink()
+    assert not torch.allclose(open_ws().expected, fitted)
+    assert len(list((ws.kept / "checkpoints").iterdir())) == 4
+
+
 @pytest.mark.parametrize("change", [{"image_size": 64}, {"synthgrid_size": 512}, {"synthgrid_fraction": 0.5}])
 def test_hyper_parameters_change_but_not_what_the_data_are_made_of(open_ws, refuses, change):
     ws = open_ws()
@@ -37,6 +69,18 @@ def test_hyper_parameters_change_but_not_what_the_data_are_made_of(open_ws, refu
     assert other.train is ws.train and other.test is ws.test
     with refuses(*change, "open another workspace"):
         ws.reconfigured(**change)
+
+
+def test_a_thinner_test_set_has_some_of_each_kind(open_ws):
+    ws = open_ws()
+    thin = ws.thinned(2)
+    assert thin.test.names == ["bent/003", "good/001", "thread/000"]
+    assert thin.test.defects == ["bent", "good", "thread"]
+    for i, name in enumerate(thin.test.names):
+        assert torch.equal(thin.test.images[i], ws.test.images[ws.test.index(name)])
+        assert np.array_equal(thin.test.gt_masks[i], ws.test.gt_masks[ws.test.index(name)])
+    assert ws.thinned(1).test.names == ws.test.names
+    assert thin.train is ws.train
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

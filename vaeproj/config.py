@@ -3,12 +3,12 @@
 import dataclasses
 import hashlib
 import json
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import NoneType
-from typing import Any, Self, get_args, get_type_hints
+from typing import Any, Self, get_type_hints
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = PROJECT_ROOT / "data"
@@ -33,7 +33,7 @@ class Config:
 
     Example:
         >>> Config(alpha=0.2).iterations
-        100
+        16
 
     Raises:
         UserError: a value of the wrong type, outside its range, or not among its choices.
@@ -43,41 +43,47 @@ class Config:
     synthgrid_size: int = _param(1024, "data", "side of SynthGrid's images, pixels", (64, 4096), "MVTec AD")
     synthgrid_fraction: float = _param(1.0, "data", "share of MVTec AD's image counts SynthGrid renders", (0, 1))
 
-    crop_size: int = _param(128, "crops", "side of the VAE's crop, pixels; a multiple of 8", (8, 512), "article")
+    crop_size: int = _param(128, "crops", "side of the VAE's crop, pixels; halved by each of widths", (8, 512), "article")
     flip: bool = _param(True, "crops", "flip crops horizontally and vertically, each with p = .5", source="article")
     rotation: bool = _param(True, "crops", "rotate crops by any angle: the grids lie at every angle")
 
+    widths: str = _param("32-64-128", "model", "channels behind each convolution, joined by hyphens", source="article")
+    hidden: int = _param(1024, "model", "width of the dense layer", (1, 8192), "article")
     latent_dim: int = _param(512, "model", "dimensions z of the latent space", (1, 4096), "article")
 
-    steps: int = _param(1000, "training", "optimizer steps on full batches; 0: count epochs instead", (0, 10**7))
+    steps: int = _param(1700, "training", "optimizer steps on full batches; 0: count epochs instead", (0, 10**7))
     epochs: int = _param(0, "training", "passes over the images, one crop each, last batch short; 0: count steps", (0, 10**6))
-    batch_size: int = _param(64, "training", "crops per step", (2, 8192))
+    batch_size: int = _param(32, "training", "crops per step", (2, 8192))
     learning_rate: float = _param(2e-3, "training", "Adam's step size (the peak, with one_cycle)", (0, 1))
-    beta: float = _param(1.0, "training", "weight of the KL term; 1: the negative ELBO", (0, 100), "article")
+    beta: float = _param(0.1, "training", "weight of the KL term; 1: the negative ELBO (article)", (0, 100))
     schedule: str = _param("one_cycle", "training", "learning rate over the steps", ("constant", "one_cycle"))
     seed: int = _param(42, "training", "seed of weights, crops and latent noise", (0, 2**31 - 1), "article")
 
-    energy: str = _param("squared", "projection", "reconstruction term L_r, summed over the tile's pixels", ("squared", "bce"))
-    coarse_weight: float = _param(
-        0.0, "projection", "weight of a second term in squared: smoothed x - f(x), squared; 0: none", (0, 100)
-    )
-    coarse_sigma: float = _param(4.0, "projection", "Gaussian that smooths x - f(x) in it, pixels", (0.1, 64))
+    descent: str = _param(
+        "anchored", "projection",
+        "what is descended: anchored (ours); paper: squared error, L1 distance, masked steps; plain: without the mask; "
+        "article: cross-entropy instead of the squared error",
+        ("anchored", "paper", "plain", "article"),
+    )  # fmt: skip
     gradient: str = _param(
         "full", "projection", "full: through the VAE (paper); detached: f(x) held fixed", ("full", "detached")
     )
-    soft_mask: bool = _param(True, "projection", "scale each pixel's step by its squared residual", source="paper")
-    alpha: float = _param(0.5, "projection", "step size", (0, 100), "recalled from the paper")
-    lam: float = _param(0.05, "projection", "weight of |x - x_0|_1", (0, 100), "recalled from the paper")
-    iterations: int = _param(100, "projection", "gradient steps on the image", (0, 10**5))
-    stop_quantile: float | None = _param(
-        None, "projection", "a tile stops below this quantile of training energies; none: never", (0, 1)
+    alpha: float = _param(0.25, "projection", "step size; anchored: a tile's first one", (0, 100))
+    iterations: int = _param(16, "projection", "gradient steps on the image", (0, 10**5))
+    lam: float = _param(0.05, "projection", "weight of |x - x_0|_1; not in anchored", (0, 100), "recalled from the paper")
+    tolerance: float = _param(
+        1.7, "projection", "anchored: root of how many times the normal squared residual weighs one half", (0.1, 100)
+    )
+    hardness: float = _param(4.0, "projection", "anchored: exponent that makes of the weight a mask", (0.1, 100))
+    coarse_weight: float = _param(
+        0.0, "projection", "weight of a second term beside the squared error: x - f(x) smoothed, squared", (0, 100)
     )
 
     stride: int = _param(64, "localization", "distance between overlapping tiles, pixels", (1, 512))
     score: str = _param(
         "l1", "localization",
-        "anomaly score of a pixel: its change from x_0 to x_T, the square of it, or its geometric mean with 1 - SSIM(x_T, x_0)",
-        ("l1", "l2", "l1_ssim"),
+        "anomaly score of a pixel: |x_T - x_0|, its square, 1 - SSIM(x_T, x_0), or the geometric mean of the first and that",
+        ("l1", "l2", "ssim", "l1_ssim"),
     )  # fmt: skip
     sigma: float = _param(4.0, "localization", "Gaussian that smooths the anomaly map, pixels; 0: none", (0, 64))
     sigma_wide: float = _param(
@@ -87,8 +93,12 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
-        if self.crop_size % 8:
-            raise UserError(f"crop_size = {self.crop_size}: the VAE halves its crop three times, so use a multiple of 8.")
+        if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)+", self.widths):
+            raise UserError(f"widths = {self.widths!r}: join two or more numbers of channels by hyphens, such as 32-64-128.")
+        if self.crop_size % (multiple := 2 ** len(self.widths.split("-"))):
+            raise UserError(
+                f"crop_size = {self.crop_size}: widths = {self.widths} halve it at each number: use a multiple of {multiple}."
+            )
         if self.crop_size > self.image_size:
             raise UserError(f"crop_size = {self.crop_size} is larger than image_size = {self.image_size}: make it smaller.")
         if self.stride > self.crop_size:
@@ -111,7 +121,9 @@ class Config:
         if preset not in PRESETS:
             raise UserError(f"There is no preset '{preset}'; choose one of {', '.join(PRESETS)}.")
         asked = parse_settings(settings)
-        values = PRESETS[preset] | asked
+        own = PRESETS[preset].get("descent", cls.descent)
+        named = asked.get("descent", own)
+        values = PRESETS[preset] | ({} if named == own else DESCENTS.get(named, {})) | asked
         # The two ways to say how long to train exclude each other: naming one replaces the preset's other.
         if asked.get("steps") and "epochs" not in asked:
             values["epochs"] = 0
@@ -131,22 +143,18 @@ class Config:
 
 
 @cache
-def field_types(name: str) -> tuple[type, ...]:
-    """The types that a hyper-parameter takes: one, or one and ``NoneType``."""
-    hint = get_type_hints(Config)[name]
-    return get_args(hint) or (hint,)
+def field_type(name: str) -> type:
+    """The type of a hyper-parameter: bool, int, float or str."""
+    return get_type_hints(Config)[name]
 
 
 def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     """``value`` as the field's own type, or a sentence that says what the field takes."""
-    kinds, meta = field_types(field.name), field.metadata
-    if value is None and NoneType in kinds:
-        return None
-    if float in kinds and type(value) is int:
+    kind, meta = field_type(field.name), field.metadata
+    if kind is float and type(value) is int:
         value = float(value)
-    if type(value) not in kinds:
-        names = " or ".join("none" if kind is NoneType else kind.__name__ for kind in kinds)
-        raise UserError(f"{field.name} = {value!r}: {field.name} takes {names} ({meta['help']}).")
+    if type(value) is not kind:
+        raise UserError(f"{field.name} = {value!r}: {field.name} takes {kind.__name__} ({meta['help']}).")
     if meta["choices"] and value not in meta["choices"]:
         raise UserError(f"{field.name} = {value!r}: choose one of {', '.join(meta['choices'])}.")
     if meta["low"] is not None and not meta["low"] <= value <= meta["high"]:
@@ -168,8 +176,8 @@ def parse_settings(settings: str) -> dict[str, Any]:
     return values
 
 
-def _parse_value(text: str) -> bool | int | float | str | None:
-    if text.lower() in (words := {"true": True, "false": False, "none": None}):
+def _parse_value(text: str) -> bool | int | float | str:
+    if text.lower() in (words := {"true": True, "false": False}):
         return words[text.lower()]
     for number in (int, float):
         with suppress(ValueError):
@@ -177,29 +185,40 @@ def _parse_value(text: str) -> bool | int | float | str | None:
     return text
 
 
+# What each descent needs beside its name: they take steps of different sizes. Naming one in settings brings the others along.
+DESCENTS: dict[str, dict[str, Any]] = {
+    "anchored": {"descent": "anchored", "alpha": 0.25, "iterations": 16},
+    "paper": {"descent": "paper", "alpha": 0.5, "lam": 0.05, "iterations": 100},  # recalled from the paper
+    "plain": {"descent": "plain", "alpha": 0.02, "lam": 0.05, "iterations": 100},
+    "article": {"descent": "article", "alpha": 0.05, "lam": 1.0, "iterations": 16},  # one to set up and fifteen in its loop
+}
+
+COMPACT: dict[str, Any] = {"widths": "16-32-64-64", "hidden": 256, "latent_dim": 64, "steps": 3000}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Seconds: every line of code runs, nothing is learnt.
     "ci": {
         "image_size": 128, "crop_size": 32, "synthgrid_size": 256, "synthgrid_fraction": 0.05, "latent_dim": 32,
-        "steps": 10, "batch_size": 16, "iterations": 4, "stride": 32,
+        "steps": 10, "batch_size": 16, "beta": 1.0, "iterations": 4, "stride": 32,
     },
     # Minutes on two CPU cores: the dataclass's own defaults.
     "quick": {},
-    # Half resolution and a tenth of SynthGrid: whole test images, benchmark and ablations, in minutes on two CPU cores.
-    # Otherwise `best`, trained for less; its Gaussians are half as wide in pixels, like the images.
-    "half": {
-        "image_size": 256, "crop_size": 64, "synthgrid_fraction": 0.1, "beta": 0.1, "coarse_weight": 4.0, "coarse_sigma": 2.0,
-        "lam": 0.1, "iterations": 50, "stride": 32, "score": "l1_ssim", "sigma": 2.0, "sigma_wide": 9.0,
+    # The tutorial with a network of the same kind, a thirtieth of the size.
+    "compact": COMPACT,
+    # Half resolution: whole test images, benchmark and ablations, in minutes on two CPU cores. Gaussians are half as wide in
+    # pixels, like the images.
+    "half": COMPACT | {
+        "image_size": 256, "crop_size": 64, "tolerance": 2.0, "hardness": 2.0, "stride": 32,
+        "score": "ssim", "sigma": 3.0, "sigma_wide": 9.0,
     },
-    # The article's recipe, its bugs corrected. It takes one step to set its variables up and fifteen in its loop.
-    "blog": {
-        "rotation": False, "steps": 0, "epochs": 500, "batch_size": 256, "learning_rate": 5e-4, "schedule": "constant",
-        "energy": "bce", "alpha": 0.05, "lam": 1.0, "iterations": 16,
+    # The article's recipe, its bugs corrected.
+    "blog": DESCENTS["article"] | {
+        "rotation": False, "steps": 0, "epochs": 500, "batch_size": 256, "beta": 1.0, "learning_rate": 5e-4,
+        "schedule": "constant",
     },
     # For the highest localization with the article's network, as told by `proxy`: synthetic defects pasted on held-out
     # training images. results/reference/choosing_best.md has what was tried, and what had been seen of the test images.
     "best": {
-        "steps": 8000, "batch_size": 32, "beta": 0.1, "coarse_weight": 4.0, "lam": 0.1, "stride": 32,
-        "score": "l1_ssim", "sigma": 4.0, "sigma_wide": 18.0,
+        "steps": 8000, "tolerance": 2.0, "hardness": 2.0, "score": "ssim", "sigma": 6.0, "sigma_wide": 18.0,
     },
 }  # fmt: skip

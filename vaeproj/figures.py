@@ -8,7 +8,7 @@ import inspect
 import io
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -85,6 +85,7 @@ def grid(
     *,
     maps: Sequence[str] = (),
     outlines: Sequence[np.ndarray] | np.ndarray = (),
+    unit: Iterable[int] = (),
     side: float = 1.15,
 ) -> Figure:
     """Pictures in rows and columns.
@@ -94,6 +95,7 @@ def grid(
         row_labels, column_labels: text left of the rows and above the columns.
         maps: colour map of each row; grey where missing.
         outlines: for each column a mask [H, W] whose border is drawn in the first row.
+        unit: rows drawn over [0, 1] whatever their colour map.
         side: of one picture, inches.
     """
     columns = max(len(row) for row in rows)
@@ -102,7 +104,7 @@ def grid(
     axes = flat.reshape(-1, columns)
     for r, row in enumerate(rows):
         cmap = maps[r] if r < len(maps) else "gray"
-        low, high = _range(row, cmap)
+        low, high = (0.0, 1.0) if r in unit else _range(row, cmap)
         for axis, image in zip(axes[r], row, strict=False):
             axis.imshow(_displayable(image), cmap=cmap, vmin=low, vmax=high)
         axes[r, 0].set_ylabel(row_labels[r])
@@ -222,15 +224,34 @@ def sharpness(frequency: np.ndarray, image: np.ndarray, picture: np.ndarray) -> 
     return drawn
 
 
+def spectra(image: np.ndarray, picture: np.ndarray) -> Figure:
+    """Power of crops and of their reconstructions at every spatial frequency, [c, c] with 0 in the middle, logarithmic."""
+    drawn, axes = _axes(6, 2.9, 2)
+    low, high = np.quantile(np.log10([image, picture]), [0.01, 0.999])
+    for axis, power, title in zip(axes, (image, picture), ("image", "VAE reconstruction"), strict=True):
+        drawn_power = axis.imshow(np.log10(power), cmap=CHANGE, vmin=low, vmax=high, extent=(-0.5, 0.5, 0.5, -0.5))
+        axis.set(title=title, xlabel="cycles per pixel", xticks=np.arange(-4, 5, 2) / 8, yticks=np.arange(-4, 5, 2) / 8)
+        axis.tick_params(labelsize=6)
+        axis.grid(False)
+    drawn.colorbar(drawn_power, ax=axes.tolist(), label="log10 power", shrink=0.8)
+    return drawn
+
+
+def pasted(images: np.ndarray, pictures: np.ndarray, pasted: np.ndarray, titles: np.ndarray) -> Figure:
+    """Defects, their reconstructions, and the composite of both, [n, C, c, c]."""
+    return grid([images, pictures, pasted], ["image", "VAE", "composite"], titles)
+
+
 # --- 04 iterative projection
-def energy_curves(reconstruction_energy: np.ndarray, distance: np.ndarray, lam: np.ndarray, names: np.ndarray) -> Figure:
-    """The energy's two terms along the iterations, [T + 1, B]."""
-    drawn, (left, right) = _axes(7, 2.5, 2)
-    left.plot(reconstruction_energy, label=names.tolist())
-    right.plot(float(lam) * distance)
-    left.set(xlabel="iteration t", ylabel="$L_r(x_t)$", ylim=(0, None))
-    right.set(xlabel="iteration t", ylabel=r"$\lambda\,|x_t - x_0|_1$", ylim=(0, None))
-    left.legend()
+def energy_curves(terms: np.ndarray, names: np.ndarray) -> Figure:
+    """The energy and its two terms, reconstruction and distance, along the iterations: [T + 1, B, 2]."""
+    drawn, axes = _axes(8, 2.4, 3)
+    labels = ("energy $E$", "reconstruction term", "distance term")
+    for axis, values, label in zip(axes, (terms.sum(2), *terms.transpose(2, 0, 1)), labels, strict=True):
+        axis.plot(values, label=names.tolist())
+        axis.set(xlabel="iteration t", title=label, ylim=(0, None))
+    axes[0].set_ylabel("squared grey levels")
+    axes[1].legend(fontsize=6)
     return drawn
 
 
@@ -268,6 +289,45 @@ def lam_alpha(pictures: np.ndarray, alphas: np.ndarray, lams: np.ndarray) -> Fig
     return grid(list(pictures), [rf"$\lambda$ = {lam:g}" for lam in lams], [rf"$\alpha$ = {a:g}" for a in alphas])
 
 
+def weights(
+    images: np.ndarray, pictures: np.ndarray, seen: np.ndarray, expected: np.ndarray, weight: np.ndarray, titles: np.ndarray
+) -> Figure:
+    """How the weight comes about: image, f(x), the roots of smoothed and of expected residual on one scale, w; [n, C, c, c]."""
+    top = max(float(np.sqrt(seen).max()), float(np.sqrt(expected).max()))
+    rows = [images, pictures, np.sqrt(seen) / top, np.sqrt(expected) / top, weight]
+    labels = ["$x_0$", "$f(x_0)$", r"$\sqrt{q}$", r"$\sqrt{e}$", "w"]
+    return grid(rows, labels, titles, maps=["gray", "gray", CHANGE, CHANGE, CHANGE], unit=(2, 3, 4))
+
+
+def descents(images: np.ndarray, pictures: np.ndarray, changes: np.ndarray, names: np.ndarray, titles: np.ndarray) -> Figure:
+    """Where several rules end, [V, n, C, c, c], and what each changed, [V, n, c, c], on one colour scale."""
+    top = float(changes.max()) or 1.0
+    rows = [images, *[row for pair in zip(pictures, np.asarray(changes) / top, strict=True) for row in pair]]
+    labels = ["image", *[label for name in names for label in (str(name), "change")]]
+    maps, unit = ["gray", *["gray", CHANGE] * len(pictures)], range(2, len(rows), 2)
+    return grid(rows, labels, titles, maps=maps, unit=unit, side=1.0)
+
+
+def rules(images: np.ndarray, pictures: np.ndarray, names: np.ndarray, titles: np.ndarray) -> Figure:
+    """Where several rules end, [V, n, C, c, c], under the images they began with."""
+    return grid([images, *pictures], ["image", *names.tolist()], titles, side=1.0)
+
+
+def one_pixel(levels: np.ndarray, gradients: np.ndarray, paths: np.ndarray, names: np.ndarray, f: np.ndarray) -> Figure:
+    """What each loss asks of a pixel of grey x painted as f: gradient [V, K] at ``levels`` [K], paths [V, T + 1, 2]."""
+    drawn, (left, right) = _axes(7.5, 2.6, 2)
+    left.plot(levels, gradients.T, label=names.tolist())
+    left.axhline(0, color="0.5", lw=0.8)
+    left.axvline(float(f), color="0.5", ls=":", lw=1)
+    left.set(xlabel="grey level x", ylabel="gradient", title=f"f = {float(f):g} (dotted)", ylim=(-6, 6))
+    for i, path in enumerate(paths):
+        right.plot(path, color=f"C{i}")
+    right.axhline(float(f), color="0.5", ls=":", lw=1)
+    right.set(xlabel="iteration t", ylabel="$x_t$", ylim=(0, 1), title="masked steps from 0.8 and from 0.1")
+    left.legend(fontsize=7)
+    return drawn
+
+
 def article_bugs(images: np.ndarray, changes: np.ndarray, names: np.ndarray, titles: np.ndarray) -> Figure:
     """What the article's loop changes, |x_T - x_0| [V, n, c, c], with each of its bugs by itself; one colour scale a row."""
     maps = ["gray", *[CHANGE] * len(changes)]
@@ -287,15 +347,37 @@ def restoration(names: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> F
 
     The first method is the test image: outside the mask it is nearly the truth itself, far above the others, and left out.
     """
-    drawn, (left, right) = _axes(7, 2.5, 2)
-    panels = ((left, names, inside, "inside the mask"), (right, names[1:], outside[1:], "outside the mask"))
-    for axis, methods, values, title in panels:
-        finite = [row[np.isfinite(row)] for row in values]  # infinite where a picture is the truth itself
-        at = range(1, len(methods) + 1)
-        axis.boxplot(finite, widths=0.5, medianprops={"color": "C1"}, flierprops={"ms": 3})
-        axis.plot(at, [row.mean() if len(row) else np.nan for row in finite], "D", ms=4, label="mean")
-        axis.set(xticks=at, xticklabels=methods.tolist(), ylabel="PSNR, dB", title=title)
-    left.legend()
+    drawn, axes = _axes(7.5, 0.32 * len(names) + 0.8, 2)
+    for axis, values, title, first in zip(
+        axes, (inside, outside), ("inside the mask", "outside the mask"), (0, 1), strict=True
+    ):
+        finite = [row[np.isfinite(row)] for row in values[first:]]  # infinite where a picture is the truth itself
+        at = np.arange(len(finite), 0, -1)
+        look = {"medianprops": {"color": "C1"}, "flierprops": {"ms": 3}}
+        axis.boxplot(finite, positions=at, widths=0.55, orientation="horizontal", **look)
+        axis.plot([row.mean() if len(row) else np.nan for row in finite], at, "D", ms=4, label="mean")
+        axis.set(yticks=at, yticklabels=names[first:].tolist(), xlabel="PSNR, dB", title=title, ylim=(0.4, len(names) + 0.6))
+    axes[0].legend()
+    return drawn
+
+
+def repair_and_damage(names: np.ndarray, **curves: np.ndarray) -> Figure:
+    """Repair inside the masks against damage to normal texture, along the iterations of each method.
+
+    Args:
+        names: of the methods, as labels, in the order of ``curves``.
+        curves: for each method ``<i>_passes`` [K], network passes so far; ``<i>_psnr`` [K], dB inside the masks;
+            ``<i>_error`` [K], error power on normal crops.
+    """
+    drawn, (left, right) = _axes(7.5, 2.8, 2)
+    for i, name in enumerate(names):
+        passes, repair, damage = (curves[f"{i}_{key}"] for key in ("passes", "psnr", "error"))
+        marker = "o" if len(passes) < 8 else None
+        left.plot(passes, repair, label=str(name), marker=marker, ms=3)
+        right.plot(passes, damage, label=str(name), marker=marker, ms=3)
+    left.set(xlabel="network passes", ylabel="PSNR, dB", title="repair: inside the masks", xscale="symlog")
+    right.set(xlabel="network passes", ylabel="error power", title="damage: normal crops", xscale="symlog", ylim=(0, None))
+    left.legend(loc="lower right")
     return drawn
 
 
@@ -322,24 +404,26 @@ def cases(images: np.ndarray, masks: np.ndarray, maps: np.ndarray, titles: np.nd
 
 
 # --- 07 ablations
-def ablation(**curves: np.ndarray) -> Figure:
-    """Pixel AUROC, AUPRO and AP along each hyper-parameter; a dotted line marks the preset's own value.
+def ablation(labels: np.ndarray, change: np.ndarray, spread: np.ndarray) -> Figure:
+    """The change of AP that each setting makes, [K], sorted; the band, ``spread`` [low, high], is what another seed makes."""
+    order = np.argsort(change)
+    drawn, (axis,) = _axes(6.5, 0.165 * len(change) + 0.7, 1)
+    axis.axvspan(*spread.tolist(), color="0.85", label="other seeds")
+    axis.axvline(0, color="0.4", lw=0.8)
+    axis.plot(change[order], np.arange(len(order)), "o", ms=4)
+    axis.set(yticks=range(len(order)), xlabel="change of pixel AP", ylim=(-0.7, len(order) - 0.3))
+    axis.set_yticklabels(labels[order].tolist(), fontsize=7)
+    axis.legend(loc="lower right")
+    return drawn
 
-    Args:
-        curves: for each hyper-parameter ``name`` [3, K], its ``name_values`` [K] as text and ``name_own``, an index.
-    """
-    names = [key for key in curves if f"{key}_values" in curves]
-    rows = -(-len(names) // 4)  # of four
-    drawn, axes = _axes(8, 1.75 * rows, 4, rows)
-    for axis in axes[len(names) :]:
-        axis.set_axis_off()
-    for axis, name in zip(axes, names, strict=False):
-        values = curves[f"{name}_values"]
-        axis.plot(np.arange(len(values)), curves[name].T, "o-", ms=3)
-        axis.axvline(int(curves[f"{name}_own"]), color="0.5", ls=":", lw=1)
-        axis.set(title=name, xticks=range(len(values)))
-        axis.set_xticklabels(values.tolist(), fontsize=7)
-    axes[0].legend(["AUROC", "AUPRO", "AP"], fontsize=7)
+
+def network_sizes(millions: np.ndarray, ap: np.ndarray, names: np.ndarray) -> Figure:
+    """What size buys after equal minutes of training: localization, pixel AP [K], against parameters [K]."""
+    drawn, (axis,) = _axes(4.5, 2.5, 1)
+    axis.semilogx(millions, ap, "o-", ms=4)
+    for x, y, name in zip(millions, ap, names, strict=True):
+        axis.annotate(str(name), (x, y), textcoords="offset points", xytext=(4, 5), fontsize=7)
+    axis.set(xlabel="parameters, millions", ylabel="pixel AP")
     return drawn
 
 
@@ -347,9 +431,20 @@ def ablation(**curves: np.ndarray) -> Figure:
 FIGURES: dict[str, Callable[..., Figure]] = {
     function.__name__: function
     for function in (
-        *(dataset, crops, statistics, learning_curve, snapshots, samples, reconstruction, residual, sharpness),
-        *(energy_curves, iteration_strip, soft_mask, gradient_paths, lam_alpha, article_bugs),
-        *(comparison, restoration, roc_pro, gallery, cases, ablation),
+        *(dataset, crops, statistics, learning_curve, snapshots, samples, reconstruction, residual, sharpness, spectra, pasted),
+        *(
+            soft_mask,
+            energy_curves,
+            iteration_strip,
+            gradient_paths,
+            lam_alpha,
+            weights,
+            descents,
+            article_bugs,
+            one_pixel,
+            rules,
+        ),
+        *(comparison, restoration, repair_and_damage, roc_pro, gallery, cases, ablation, network_sizes),
     )
 }
 

@@ -58,9 +58,9 @@ def residual_score(vae: VAE, kind: str) -> Score:
     return score
 
 
-def projection_score(vae: VAE, config: Config, stop_at: float = 0.0) -> Score:
+def projection_score(vae: VAE, config: Config, expected: Tensor) -> Score:
     """What the projection changed (paper, section 3.3), measured as ``config.score`` says."""
-    return change_score(lambda tiles: project(vae, tiles, config, stop_at), config.score)
+    return change_score(lambda tiles: project(vae, tiles, config, expected), config.score)
 
 
 def change_score(move: Callable[[Tensor], Tensor], kind: str) -> Score:
@@ -77,7 +77,7 @@ def difference(a: Tensor, b: Tensor, kind: str) -> Tensor:
     """Pixelwise difference of images [B, C, H, W].
 
     ``l1``, ``l2``, ``ssim`` (1 - SSIM) or ``l1_ssim``, the geometric mean of the first and the third: a change of grey
-    counts for more where it also changes the structure around it.
+    counts for more where it also changes the structure around it. SSIM asks for the change in units of the contrast there.
     """
     if kind == "l1_ssim":
         return (difference(a, b, "l1") * difference(a, b, "ssim").clamp(min=0)).sqrt()

@@ -142,6 +142,29 @@ def psnr(image: Tensor, truth: Tensor, where: Tensor) -> Tensor:
     return -10 * error.log10()
 
 
+def power_spectrum(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Spatial frequencies, cycles per pixel, [K], and the mean power of images [B, C, S, S] from each to the next."""
+    side = images.shape[-1]
+    window = torch.hann_window(side, device=images.device)  # else the border, where both ends meet, would look like an edge
+    centred = (images - images.mean((2, 3), keepdim=True)) * window * window[:, None]
+    power = torch.fft.fft2(centred).abs().square().mean((0, 1)).flatten()
+    k = (torch.fft.fftfreq(side, device=images.device) * side).round()
+    ring = k.hypot(k[:, None]).long().clamp(max=side // 2).flatten()
+    total, count = (power.new_zeros(side // 2 + 1).index_add_(0, ring, part) for part in (power, torch.ones_like(power)))
+    return torch.arange(side // 2 + 1, device=images.device) / side, total / count
+
+
+def error_power(moved: Tensor, images: Tensor, above: float = 0.1) -> Tensor:
+    """Energy of ``moved - images`` above so many cycles per pixel, over that of the images themselves: what a repair costs
+    the texture. Images [B, C, S, S] without a defect; a scalar, 0 where nothing moved, about 1 where all texture is gone.
+    """
+    k = torch.fft.fftfreq(images.shape[-1], device=images.device)
+    high = k.hypot(k[:, None]) > above
+    return (
+        torch.fft.fft2(moved - images)[..., high].abs().square().sum() / torch.fft.fft2(images)[..., high].abs().square().sum()
+    )
+
+
 def image_auroc(scores: np.ndarray, gt_labels: np.ndarray) -> float:
     """Chance that a defective image scores above a good one, ties counted half (Mann-Whitney); nan without both kinds."""
     bad, good = scores[gt_labels], scores[~gt_labels]

@@ -1,18 +1,18 @@
 """The article's variational autoencoder and its loss."""
 
 import copy
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from .config import UserError
+from .config import Config, UserError
 
 SLOPE = 0.2  # of every LeakyReLU
-HIDDEN = 1024  # width of the two dense layers
 
 
 class _BlockConv2d(nn.Conv2d):
@@ -61,37 +61,49 @@ class VAE(nn.Module):
     """Convolutional VAE: q(z | x) = N(mean, exp(log_var)), p(x | z) = Bernoulli(sigmoid(logits)).
 
     Article: three convolutions 1-32-64-128 (kernel 4, stride 2, padding 1), a dense layer of 1024, a latent space of
-    512, and the mirror image as decoder: 69,051,329 parameters at its crop of 128 x 128. ``crop_size`` is the side of the
-    square input, a multiple of 8; ``channels`` is 1 for grey images, 3 for RGB.
+    512, and the mirror image as decoder: 69,051,329 parameters at its crop of 128 x 128.
+
+    Args:
+        latent_dim: dimensions of z.
+        crop_size: side of the square input, pixels, a multiple of two to the number of convolutions.
+        channels: 1 for grey images, 3 for RGB.
+        widths: channels behind each convolution, two or more.
+        hidden: width of the dense layer.
     """
 
-    def __init__(self, latent_dim: int = 512, crop_size: int = 128, channels: int = 1) -> None:
+    def __init__(
+        self, latent_dim: int = 512, crop_size: int = 128, channels: int = 1,
+        widths: Sequence[int] = (32, 64, 128), hidden: int = 1024,
+    ) -> None:  # fmt: skip
         super().__init__()
-        if crop_size % 8:
-            raise UserError(f"crop_size = {crop_size}: the VAE halves its crop three times, so use a multiple of 8.")
+        side, remainder = divmod(crop_size, 2 ** len(widths))
+        if remainder or not side:
+            raise UserError(
+                f"crop_size = {crop_size} cannot be halved {len(widths)} times: use a multiple of {2 ** len(widths)}."
+            )
         self.shape = (channels, crop_size, crop_size)
-        side = crop_size // 8
-        features = 128 * side * side
+        first, *_, last = widths
+        features = last * side * side
         conv: dict[str, Any] = {"kernel_size": 4, "stride": 2, "padding": 1}
-        self.encoder = nn.Sequential(
-            _BlockConv2d(channels, 32, **conv), nn.BatchNorm2d(32), nn.LeakyReLU(SLOPE),
-            nn.Conv2d(32, 64, **conv), nn.BatchNorm2d(64), nn.LeakyReLU(SLOPE),
-            nn.Conv2d(64, 128, **conv), nn.BatchNorm2d(128), nn.LeakyReLU(SLOPE),
-            _Flatten(),
-            nn.Linear(features, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.LeakyReLU(SLOPE),
-        )  # fmt: skip
-        self.posterior = nn.Linear(HIDDEN, 2 * latent_dim)
-        self.decoder = nn.Sequential(
-            nn.Linear(latent_dim, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.LeakyReLU(SLOPE),
-            nn.Linear(HIDDEN, features), nn.LeakyReLU(SLOPE),
-            _Unflatten(128, side),
-            nn.ConvTranspose2d(128, 64, **conv), nn.BatchNorm2d(64), nn.LeakyReLU(SLOPE),
-            nn.ConvTranspose2d(64, 32, **conv), nn.BatchNorm2d(32), nn.LeakyReLU(SLOPE),
-            _BlockConvTranspose2d(32, channels, **conv),
-        )  # fmt: skip
+        encoder: list[nn.Module] = [_BlockConv2d(channels, first, **conv), nn.BatchNorm2d(first), nn.LeakyReLU(SLOPE)]
+        for above, below in pairwise(widths):
+            encoder += [nn.Conv2d(above, below, **conv), nn.BatchNorm2d(below), nn.LeakyReLU(SLOPE)]
+        encoder += [_Flatten(), nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(SLOPE)]
+        self.encoder = nn.Sequential(*encoder)
+        self.posterior = nn.Linear(hidden, 2 * latent_dim)
+        decoder: list[nn.Module] = [nn.Linear(latent_dim, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(SLOPE)]
+        decoder += [nn.Linear(hidden, features), nn.LeakyReLU(SLOPE), _Unflatten(last, side)]
+        for below, above in pairwise(reversed(widths)):
+            decoder += [nn.ConvTranspose2d(below, above, **conv), nn.BatchNorm2d(above), nn.LeakyReLU(SLOPE)]
+        self.decoder = nn.Sequential(*decoder, _BlockConvTranspose2d(first, channels, **conv))
         for layer, following in pairwise([*self.encoder, *self.decoder]):
             if isinstance(following, nn.BatchNorm1d | nn.BatchNorm2d):  # which takes out what a bias adds: none is learnt
                 nn.init.zeros_(layer.bias).requires_grad_(False)
+
+    @classmethod
+    def of(cls, config: Config, channels: int) -> Self:
+        """The network that ``config`` describes, for images of so many channels."""
+        return cls(config.latent_dim, config.crop_size, channels, [int(w) for w in config.widths.split("-")], config.hidden)
 
     @property
     def latent_dim(self) -> int:

@@ -1,17 +1,26 @@
 """Projection: gradient descent on the image itself, along an energy that the normal texture minimises.
 
-    E(x) = L_r(x, f(x)) + lam * |x - x_0|_1                                 (paper, section 3.1)
+The paper's (``descent = "paper"``; ``article`` has a cross-entropy for the square, ``plain`` no mask):
+
+    E(x) = sum (x - f(x))^2 + lam |x - x_0|                                 (paper, section 3.1)
     x   <- clip(x - alpha * grad E(x) * (x - f(x))^2, 0, 1)                 (paper, section 3.2)
 
-The squared residual is a soft mask: only what the VAE cannot explain moves. Energies of tiles in a batch do not touch
-one another in eval mode, so the gradient of their sum is each tile's own. Networks come from `model.frozen`, in any precision.
+Ours, ``anchored``, wants one thing of each pixel. Where the VAE explains the image (w near 0, `weight`) stay with the image,
+where it does not (w near 1) go to what it can explain:
 
-Ours: with ``coarse_weight``, L_r takes the residual at two scales, as it is and smoothed. A VAE draws normal texture without
-its finest detail, which smoothing hides: the coarse term pulls at what is wrong beyond that.
+    E(x) = sum w (x - f(x))^2 + (1 - w) (x - x_0)^2
+    x   <- clip(x - alpha * grad E(x), 0, 1)
+
+with w held fixed within a step and taken again from f(x) after it; a step that raises the energy of its tile is taken back and
+tried again shorter. The gradient goes through the VAE. With f(x) held fixed the minimum is the `composite`.
+
+Energies of tiles in a batch do not touch one another in eval mode, so the gradient of their sum is each tile's own.
+Networks come from `model.frozen`, in any precision; x and E are fp32.
 """
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,121 +30,152 @@ from .blur import gaussian_blur
 from .config import Config
 from .device import captured
 from .model import VAE
+from .weight import CONTEXT, anomaly_weight
 
 CPU_CHUNK = 64  # tiles worked on at once
 CUDA_CHUNK = 2048
 CUDA_BYTES_PER_PIXEL = 1536  # of a tile: activations kept for the gradient, with room to spare
-LOOK_EVERY = 5  # iterations between two looks at whether any tile still moves
+GROW, SHRINK = 1.2, 0.4  # factors of a tile's step size after a step that lowered its energy, and after one that did not
 
 
 @dataclass(frozen=True)
-class Trajectory:
-    """Every step of the descent, for looking at."""
+class State:
+    """Where the descent of each tile stands, and what its next step needs to know."""
 
-    frames: Tensor  # x_0 ... x_T, [T + 1, B, C, H, W] in [0, 1]
-    reconstructions: Tensor  # f(x_0) ... f(x_T), alike
-    reconstruction_energy: Tensor  # L_r of each frame, [T + 1, B]; nats for "bce", squared grey levels for "squared"
-    distance: Tensor  # |x_t - x_0|_1 of each frame, [T + 1, B], grey levels (0 to 1) summed over pixels
+    x: Tensor  # x_t, [B, C, H, W] in [0, 1]
+    logits: Tensor  # of f(x_t), alike
+    weight: Tensor  # w of each pixel, [B, 1, H, W] in [0, 1]; 1 where the descent is not anchored
+    terms: Tensor  # the energy's two, reconstruction and distance, [B, 2]: squared grey levels; nats for the article's first
+    gradient: Tensor  # of their sum with respect to x, as x
+    alpha: Tensor  # step size of each tile, [B]
 
-    def energy(self, lam: float) -> Tensor:
-        """E = L_r + lam |x_t - x_0|_1, [T + 1, B]."""
-        return self.reconstruction_energy + lam * self.distance
+    @property
+    def reconstruction(self) -> Tensor:
+        """F(x_t), [B, C, H, W] in [0, 1]."""
+        return self.logits.sigmoid()
+
+    def tensors(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in fields(self)]
 
 
-def reconstruction_energy(logits: Tensor, x: Tensor, config: Config) -> Tensor:
-    """L_r of each tile, summed over its pixels, [B].
+def energy_terms(logits: Tensor, x: Tensor, x_0: Tensor, weight: Tensor, config: Config) -> Tensor:
+    """The energy's two terms, reconstruction and distance, summed over the pixels of each tile: [B, 2].
 
-    ``squared``: |x - f(x)|^2 + ``coarse_weight`` |G (x - f(x))|^2, with G a Gaussian of ``coarse_sigma`` pixels;
-    ``bce``: -log p(x | z) under Bernoulli pixels, the article's choice. ``logits`` are those of f(x), alike x [B, C, H, W].
+    ``logits`` are those of f(x), alike x and x_0 [B, C, H, W] in [0, 1]; ``weight`` [B, 1, H, W]. With ``coarse_weight`` the
+    smoothed residual counts beside the residual: outlines that the VAE blurs cancel in it, what is wrong beyond does not.
     """
-    if config.energy == "squared":
+    if config.descent == "article":
+        reconstruction = F.binary_cross_entropy_with_logits(logits, x, reduction="none")
+    else:
         residual = x - logits.sigmoid()
-        l_r = residual.square()
+        reconstruction = residual.square()
         if config.coarse_weight:
-            l_r = l_r + config.coarse_weight * gaussian_blur(residual, config.coarse_sigma).square()
-        return l_r.sum((1, 2, 3))
-    return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum((1, 2, 3))
+            smoothed = gaussian_blur(residual, CONTEXT * x.shape[-1])
+            reconstruction = reconstruction + config.coarse_weight * smoothed.square()
+    if config.descent == "anchored":
+        reconstruction, distance = weight * reconstruction, (1 - weight) * (x - x_0).square()
+    else:
+        distance = config.lam * (x - x_0).abs()
+    return torch.stack([reconstruction.sum((1, 2, 3)), distance.sum((1, 2, 3))], dim=1)
 
 
-def energy_gradient(vae: VAE, x: Tensor, x_0: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
-    """Grad E(x) with respect to the pixels, with f(x) and L_r, which it needs on the way.
+def energy_gradient(vae: VAE, x: Tensor, x_0: Tensor, config: Config, expected: Tensor, alpha: Tensor) -> State:
+    """The energy of tiles x, [B, C, H, W] in [0, 1], and its gradient with respect to their pixels.
 
     ``gradient="full"`` differentiates through the VAE (paper); ``"detached"`` holds f(x) fixed, as the article and
     every public implementation we know do.
 
-    With x, x_0 [B, C, H, W] in [0, 1], returns gradient and f(x), [B, C, H, W] each, and L_r, [B].
+    Args:
+        x_0: the images that x began as, as x.
+        expected: the residual that is normal, from `weight.fit_expected`, [7]; only the anchored descent reads it.
+        alpha: each tile's step size, [B], which the state carries.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits = vae.logits(x)
-        l_r = reconstruction_energy(logits if config.gradient == "full" else logits.detach(), x, config)
-        (gradient,) = torch.autograd.grad(l_r.sum(), x)
-    # The L1 term's subgradient at x = x_0 is taken as 0, so an explained pixel has no reason to move.
-    return gradient + config.lam * (x - x_0).sign().detach(), logits.detach().sigmoid(), l_r.detach()
+        fixed = logits.detach()
+        if config.descent == "anchored":
+            weight = anomaly_weight(x_0, fixed.sigmoid(), expected, config)
+        else:
+            weight = torch.ones_like(fixed[:, :1])
+        terms = energy_terms(logits if config.gradient == "full" else fixed, x, x_0, weight, config)
+        (gradient,) = torch.autograd.grad(terms.sum(), x)  # that of |x - x_0| is 0 where nothing has moved
+    return State(x.detach(), fixed, weight, terms.detach(), gradient, alpha)
 
 
-def step(vae: VAE, x: Tensor, x_0: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
-    """One iteration: x_{t+1}, f(x_t) and L_r(x_t); shapes as in `energy_gradient`."""
-    gradient, reconstruction, l_r = energy_gradient(vae, x, x_0, config)
-    if config.soft_mask:
-        gradient = gradient * (x - reconstruction).square()
-    return (x - config.alpha * gradient).clamp(0, 1), reconstruction, l_r
+def step(vae: VAE, state: State, x_0: Tensor, config: Config, expected: Tensor) -> State:
+    """One iteration, from x_t to x_{t+1}; arguments as in `energy_gradient`."""
+    direction = state.gradient
+    if config.descent in ("paper", "article"):  # the soft mask: what the VAE explains stands still
+        direction = direction * (state.x - state.reconstruction).square()
+    moved = (state.x - state.alpha[:, None, None, None] * direction).clamp(0, 1)
+    new = energy_gradient(vae, moved, x_0, config, expected, state.alpha)
+    if config.descent != "anchored":
+        return new
+    # Whether a step has lowered the energy is asked with the weights that it was taken with.
+    lower = energy_terms(new.logits, moved, x_0, state.weight, config).sum(1) <= state.terms.sum(1)
+    pairs = zip(new.tensors(), state.tensors(), strict=True)
+    chosen = [torch.where(lower.view(-1, *[1] * (taken.ndim - 1)), taken, kept) for taken, kept in pairs]
+    return replace(State(*chosen), alpha=state.alpha * torch.where(lower, GROW, SHRINK))
 
 
-@torch.no_grad()
-def energies(vae: VAE, tiles: Tensor, config: Config) -> Tensor:
-    """L_r of tiles [B, C, H, W] as they are, [B], in chunks of bounded memory."""
-    return torch.cat([reconstruction_energy(vae.logits(t), t, config) for t in tiles.split(256)])
+def descend(vae: VAE, x_0: Tensor, config: Config, expected: Tensor) -> Iterator[State]:
+    """The states of the descent of tiles x_0, [B, C, H, W] in [0, 1], one after the other, T + 1 of them."""
+    state = energy_gradient(vae, x_0, x_0, config, expected, x_0.new_full((len(x_0),), config.alpha))
+    yield state
+    for _ in range(config.iterations):
+        state = step(vae, state, x_0, config, expected)
+        yield state
 
 
-def stopping_energy(vae: VAE, training_tiles: Tensor, config: Config) -> float:
-    """The energy under which a tile counts as normal: the ``stop_quantile`` of the training tiles' L_r.
-
-    0 without ``stop_quantile``: no tile ever stops. The paper stops at the training minimum (quantile 0).
-    """
-    if config.stop_quantile is None:
-        return 0.0
-    return energies(vae, training_tiles, config).quantile(config.stop_quantile).item()
+def trajectory(vae: VAE, tiles: Tensor, config: Config, expected: Tensor) -> State:
+    """Project a few tiles and keep every state: each tensor with an axis [T + 1] before the others."""
+    states = [state.tensors() for state in descend(vae, tiles, config, expected)]
+    return State(*map(torch.stack, zip(*states, strict=True)))
 
 
-def trajectory(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0) -> Trajectory:
-    """Project a few tiles x_0, [B, C, H, W] in [0, 1], and keep every frame; a tile with L_r below ``stop_at`` stays."""
-    x, frames, pictures, terms = tiles, [], [], []
-    for _ in range(config.iterations + 1):
-        moved, reconstruction, l_r = step(vae, x, tiles, config)
-        frames.append(x)
-        pictures.append(reconstruction)
-        terms.append(l_r)
-        x = torch.where((l_r < stop_at)[:, None, None, None], x, moved)
-    stack = torch.stack(frames)
-    return Trajectory(stack, torch.stack(pictures), torch.stack(terms), (stack - tiles).abs().sum((2, 3, 4)))
-
-
-def project(vae: VAE, tiles: Tensor, config: Config, stop_at: float = 0.0, *, chunk: int | None = None) -> Tensor:
+def project(vae: VAE, tiles: Tensor, config: Config, expected: Tensor, *, chunk: int | None = None) -> Tensor:
     """Project many tiles: x_T, the last frame of `trajectory`, in bounded memory; ``chunk`` tiles at once, None: as suits the
     device.
     """
     done: list[Tensor] = []
     for part in tiles.split(chunk or _chunk(tiles)):
+        begun = next(descend(vae, part, config, expected))
         if not done or len(done[-1]) != len(part):  # a captured iteration works on the same tensors for all chunks of a size
-            x_0, x, running = torch.zeros_like(part), torch.zeros_like(part), part.new_zeros(len(part), dtype=torch.bool)
-            iterate = captured(functools.partial(_iterate, vae, config, stop_at, x_0, x, running), tiles.device)
+            x_0, state = part.clone(), State(*(tensor.clone() for tensor in begun.tensors()))
+            iterate = captured(functools.partial(_iterate, vae, config, expected, x_0, state), tiles.device)
         x_0.copy_(part)
-        x.copy_(part)
-        running.fill_(True)
-        for t in range(config.iterations):
+        _overwrite(state, begun)
+        for _ in range(config.iterations):
             iterate()
-            if stop_at and t % LOOK_EVERY == 0 and not running.any():
-                break
-        done.append(x.clone())
+        done.append(state.x.clone())
     return torch.cat(done)
 
 
-def _iterate(vae: VAE, config: Config, stop_at: float, x_0: Tensor, x: Tensor, running: Tensor) -> None:
-    """One iteration of a chunk, in place: tiles that have stopped stay."""
-    moved, _, l_r = step(vae, x, x_0, config)
-    running.logical_and_(l_r >= stop_at)
-    x.copy_(torch.where(running[:, None, None, None], moved, x))
+def _iterate(vae: VAE, config: Config, expected: Tensor, x_0: Tensor, state: State) -> None:
+    """One iteration of a chunk, in place."""
+    _overwrite(state, step(vae, state, x_0, config, expected))
+
+
+def _overwrite(state: State, new: State) -> None:
+    for old, fresh in zip(state.tensors(), new.tensors(), strict=True):
+        old.copy_(fresh)
+
+
+@torch.no_grad()
+def composite(vae: VAE, tiles: Tensor, config: Config, expected: Tensor, passes: int = 1) -> Tensor:
+    """Without a gradient: y = x_0 - w (x_0 - f), where the anchored energy is least while f(x) is held fixed, [B, C, H, W].
+
+    The opponent that a descent has to beat. f is f(x_0), then f(y) taken again, ``passes`` network passes in all.
+    """
+    done = []
+    for x_0 in tiles.split(_chunk(tiles)):
+        y = x_0
+        for _ in range(passes):
+            picture = vae.reconstruct(y)
+            y = x_0 - anomaly_weight(x_0, picture, expected, config) * (x_0 - picture)
+        done.append(y)
+    return torch.cat(done)
 
 
 def _chunk(tiles: Tensor) -> int:

@@ -107,7 +107,7 @@ def fit(
     device = images.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        vae = VAE(config.latent_dim, config.crop_size, images.shape[1])
+        vae = VAE.of(config, images.shape[1])
     vae = vae.to(device=device).to(memory_format=torch.channels_last).train()
     batches = batch_indices(len(images), config)
     if min(map(len, batches), default=2) < 2:
@@ -201,7 +201,7 @@ def load(path: Path, config: Config, device: torch.device) -> Trained:
     """A trained VAE from its checkpoint; a `UserError` where it was cut short or is of another version of the code."""
     tensors, _ = read(path)
     try:
-        vae = VAE(config.latent_dim, config.crop_size, tensors["probe"].shape[1])
+        vae = VAE.of(config, tensors["probe"].shape[1])
         vae.load_state_dict(under(tensors, "vae."))
         record = [tensors[field.name] for field in fields(Trained)[1:]]
     except (RuntimeError, KeyError) as error:

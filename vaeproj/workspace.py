@@ -16,13 +16,13 @@ from .config import DATA_DIR, RESULTS_DIR, Config, UserError
 from .crops import CropSampler, centred_crop, to_unit
 from .data import Split, category_dir, load_split
 from .device import projection_dtype, set_up_device
-from .files import written_whole
+from .files import kept_arrays, written_whole
 from .model import VAE, frozen
-from .projection import stopping_energy
 from .synthgrid.dataset import COUNTS, write_synthgrid
 from .training import TRAINING_VERSION, Trained, find_or_train, load
+from .weight import EXPECTED_VERSION, fit_expected
 
-STOPPING_CROPS = 512  # training crops whose energies set the stopping threshold
+NORMAL_CROPS = 512  # training crops that say which residual is normal
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,18 @@ class Workspace:
         return frozen(self.trained.vae, projection_dtype(self.device))
 
     @cached_property
-    def stopping_crops(self) -> Tensor:
+    def normal_crops(self) -> Tensor:
         """Random training crops, [512, C, crop, crop] in [0, 1]."""
-        return self.sampler.sample(STOPPING_CROPS, torch.Generator().manual_seed(self.config.seed))
+        return self.sampler.sample(NORMAL_CROPS, torch.Generator().manual_seed(self.config.seed))
 
     @cached_property
-    def stop_at(self) -> float:
-        """Energy under which a tile counts as normal (`projection.stopping_energy`)."""
-        return stopping_energy(self.fast_vae, self.stopping_crops, self.config)
+    def expected(self) -> Tensor:
+        """The residual that is normal (`weight.fit_expected`), [7], fitted on training crops and kept with the checkpoints."""
+        made_from = f"{self.weights} {self.train.digest} {NORMAL_CROPS} {EXPECTED_VERSION}"
+        name = self.config.fingerprint("crops", "training", data=made_from)
+        path = self.kept / "checkpoints" / f"expected-{name}.npz"
+        kept = kept_arrays(path, lambda: {"expected": fit_expected(self.vae, self.normal_crops).cpu().numpy()})
+        return torch.from_numpy(kept["expected"]).to(self.device)
 
     @cached_property
     def sampler(self) -> CropSampler:
@@ -133,6 +137,13 @@ class Workspace:
         if config.fingerprint("data") != self.config.fingerprint("data"):
             raise UserError(f"{', '.join(changes)}: the data stay as they are here, so open another workspace for that.")
         return replace(self, config=config)
+
+    def thinned(self, step: int) -> Self:
+        """The same with every ``step``-th test image of each kind only."""
+        kinds = [[i for i, d in enumerate(self.test.defects) if d == kind] for kind in sorted(set(self.test.defects))]
+        keep, test = [i for kind in kinds for i in kind[::step]], self.test
+        defects, names = ([values[i] for i in keep] for values in (test.defects, test.names))
+        return replace(self, test=Split(test.images[keep], test.gt_masks[keep], defects, names, test.digest))
 
     def defect_names(self, each: int = 1) -> list[str]:
         """The first ``each`` test images of every defect, such as ``["bent/000", "broken/000", ...]``."""

@@ -8,9 +8,8 @@ import numpy as np
 
 from ..config import Config
 from ..crops import to_unit
-from ..projection import energies, trajectory
+from ..projection import trajectory
 from ..workspace import Workspace
-from .int8 import in_bytes
 from .sheet import Sheet
 
 KEPT = 8  # sheets, the latest ones
@@ -29,14 +28,15 @@ class Setting:
     def caption(self) -> str:
         """A setting in one short line, for under a sheet."""
         c = self.config
-        stop = "" if c.stop_quantile is None else f", stop q {c.stop_quantile:g}"
-        mask = "" if c.soft_mask else ", no mask"
-        energy = c.energy + (f" + {c.coarse_weight:g} x blurred {c.coarse_sigma:g}" if c.coarse_weight else "")
-        return f"{self.name} ({self.left}, {self.top}): α {c.alpha:g}, λ {c.lam:g}, {c.gradient}, {energy}{mask}{stop}"
+        own = f"k {c.tolerance:g}, p {c.hardness:g}" if c.descent == "anchored" else f"λ {c.lam:g}"
+        coarse = f" + {c.coarse_weight:g} coarse" if c.coarse_weight else ""
+        return f"{self.name} ({self.left}, {self.top}): {c.descent}{coarse}, {c.gradient}, α {c.alpha:g}, {own}"
 
     def command(self, ws: Workspace) -> str:
         """Runs notebook 04 with these hyper-parameters."""
         request, usual = ws.request, asdict(Config.from_preset(ws.request.preset))
+        if self.config.descent != usual["descent"]:  # naming another brings its own settings along
+            usual = asdict(Config.from_preset(request.preset, f"descent={self.config.descent}")) | {"descent": usual["descent"]}
         options = ["--preset", request.preset]
         options += ["--data-root", str(ws.folder.parent)] if request.data_root else []
         options += ["--category", request.category] if request.category != "grid" else []
@@ -50,25 +50,15 @@ class Explorer:
 
     def __init__(self, ws: Workspace) -> None:
         self.ws = ws
-        self.vae = in_bytes(ws.vae) if ws.device.type == "cpu" else ws.fast_vae
         self.sheet = lru_cache(KEPT)(self._sheet)
-        self.training_energies = lru_cache(KEPT)(lambda config: energies(ws.fast_vae, ws.stopping_crops, config))
 
     def start(self, name: str | None = None) -> Setting:
         """The workspace's own hyper-parameters at the defect of an image; None: of the first image with a defect."""
         name = name or next(iter(self.ws.defect_names()), self.ws.test.names[0])
         return Setting(name, *self.ws.crops_at([name])[2][0], self.ws.config)
 
-    def stop_at(self, config: Config) -> float:
-        """As `projection.stopping_energy`, the training crops measured once for each kind of energy."""
-        if config.stop_quantile is None:
-            return 0.0
-        kind = {name: getattr(config, name) for name in ("energy", "coarse_weight", "coarse_sigma")}
-        return self.training_energies(self.ws.config.replace(**kind)).quantile(config.stop_quantile).item()
-
     def _sheet(self, setting: Setting) -> Sheet:
         test, config, side = self.ws.test, setting.config, setting.config.crop_size
-        i, stop_at = test.index(setting.name), self.stop_at(config)
-        within = np.s_[..., setting.top : setting.top + side, setting.left : setting.left + side]
-        path = trajectory(self.vae, to_unit(test.images[i][within])[None], config, stop_at)
-        return Sheet(path, config.lam, test.gt_masks[i][within] > 0, stop_at, setting.caption)
+        i, within = test.index(setting.name), np.s_[..., setting.top : setting.top + side, setting.left : setting.left + side]
+        path = trajectory(self.ws.fast_vae, to_unit(test.images[i][within])[None], config, self.ws.expected)
+        return Sheet(path, test.gt_masks[i][within] > 0, setting.caption)

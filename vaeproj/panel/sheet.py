@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion
 
 from ..figures import CHANGE, STYLE
-from ..projection import Trajectory
+from ..projection import State
 
 TILE, HEAD, GAP = 256, 20, 8  # side of a picture, its title, and the space between two, pixels
 WIDTH, HEIGHT = 2 * TILE + GAP, 2 * (TILE + HEAD) + GAP + HEAD  # of a sheet
@@ -27,19 +27,16 @@ class Sheet:
     """A crop's trajectory as one picture. What does not move is drawn once: a step of the play bar costs a few milliseconds.
 
     Args:
-        path: of this crop alone.
-        lam: the distance's weight in the energy.
+        path: of this crop alone, from `projection.trajectory`.
         mask: of the defect, bool [c, c].
-        stop_at: energy under which the crop moves no more; 0: never.
         caption: one line for under the picture.
     """
 
-    def __init__(self, path: Trajectory, lam: float, mask: np.ndarray, stop_at: float, caption: str) -> None:
-        parts = path.frames.half(), path.reconstruction_energy, path.distance
-        self.frames, self.reconstruction_energy, self.distance = (part[:, 0].cpu().numpy() for part in parts)
+    def __init__(self, path: State, mask: np.ndarray, caption: str) -> None:
+        self.frames, self.terms = (part[:, 0].cpu().numpy() for part in (path.x.half(), path.terms))
         self.white, self.edge = max(float(np.quantile(self._change(-1), 0.999)), 1 / 255), _edge(mask, TILE)
         self.base = Image.new("RGB", (WIDTH, HEIGHT), "white")
-        curve = _energy_curve(self.reconstruction_energy, lam * self.distance, stop_at)
+        curve = _energy_curve(*self.terms.T)
         self.base.paste(curve, (CORNERS[3][0], CORNERS[3][1] - HEAD))
         _title(self.base, 0, "image x₀")
         _title(self.base, 2, f"change |xₜ − x₀|, white: {self.white:.2f}")
@@ -99,16 +96,15 @@ def _title(sheet: Image.Image, corner: int, text: str) -> None:
     ImageDraw.Draw(sheet).text((CORNERS[corner][0] + 2, CORNERS[corner][1] - 17), text, "black", FONT)
 
 
-def _energy_curve(l_r: np.ndarray, paid: np.ndarray, stop_at: float) -> Image.Image:
+def _energy_curve(reconstruction: np.ndarray, distance: np.ndarray) -> Image.Image:
     """The energy and its terms over the iterations."""
-    last, terms = len(l_r) - 1, {"$E$": l_r + paid, "$L_r(x_t)$": l_r, r"$\lambda\,|x_t - x_0|_1$": paid}
+    last = len(distance) - 1
+    terms = {"$E$": reconstruction + distance, "reconstruction": reconstruction, "distance": distance}
     with matplotlib.style.context([STYLE, {"figure.constrained_layout.use": False}]):
         canvas = FigureCanvasAgg(Figure(figsize=(TILE / 100, (TILE + HEAD) / 100), dpi=100))
         axes = canvas.figure.add_axes(AXES)
         for (label, values), color in zip(terms.items(), ("black", "C0", "C2"), strict=True):
             axes.plot(values, color=color, label=label, marker=None if last else "o")
-        if stop_at:
-            axes.axhline(stop_at, color="0.5", ls="--", lw=1, label="stops below")
         axes.set(xlabel="iteration t", xlim=(0, max(last, 1)), ylim=(0, None))
         axes.legend(loc="best")
         canvas.draw()

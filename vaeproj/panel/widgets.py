@@ -16,22 +16,21 @@ import ipywidgets as widgets
 from IPython import get_ipython
 from IPython.display import Image
 
-from ..config import Config, UserError, field_types
+from ..config import DESCENTS, Config, UserError
 from ..workspace import Workspace
 from .explorer import Explorer, Setting
 from .sheet import HEIGHT, THUMBNAIL, WIDTH, jpeg, thumbnail
 
-KNOBS = ("alpha", "lam", "iterations", "gradient", "soft_mask", "energy", "coarse_weight", "coarse_sigma", "stop_quantile")
+KNOBS = ("descent", "gradient", "alpha", "iterations", "lam", "tolerance", "hardness", "coarse_weight")
 # Stations of the sliders within Config's own bounds; iterations end where an answer takes half a minute.
 LADDERS: dict[str, tuple[float, ...]] = {
     "alpha": (0, *(float(f"{m}e{k}") for k in (-2, -1, 0, 1) for m in (1, 1.5, 2, 3, 5, 7)), 100),
     "lam": (0, *(float(f"{m}e{k}") for k in (-3, -2, -1, 0) for m in (1, 1.5, 2, 3, 5, 7)), 10),
     "iterations": (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000),
     "coarse_weight": (0, 1, 2, 4, 8, 16, 32),
-    "coarse_sigma": (0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 15),
-    "stop_quantile": (0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1),
+    "tolerance": (1, 1.2, 1.4, 1.5, 1.6, 1.7, 1.8, 2, 2.5, 3, 4, 6),
+    "hardness": (0.5, 1, 1.5, 2, 3, 4, 6, 8),
 }
-NEVER = "never"  # None on a slider: ipywidgets takes None for no choice at all
 PAUSE = 0.08  # seconds without a further change before an answer is computed: a held key asks once
 LABELLED: dict[str, Any] = {"style": {"description_width": "92px"}, "layout": {"width": "300px"}}
 CODE = '<code style="display: block; user-select: all; white-space: pre-wrap; font-size: 11px; line-height: 1.4">{}</code>'
@@ -67,13 +66,13 @@ def control(name: str, value: Any) -> widgets.ValueWidget:
     meta = Config.__dataclass_fields__[name].metadata
     bounds = "" if meta["low"] is None else f"; {meta['low']:g} to {meta['high']:g}"
     about = LABELLED | {"description": name.replace("_", " "), "tooltip": f"{meta['help']}{bounds} ({meta['source']})"}
-    about["value"] = NEVER if value is None else value
+    about["value"] = value
     if meta["choices"]:
         return widgets.Dropdown(options=meta["choices"], **about)
     if isinstance(value, bool):
         return widgets.Checkbox(**about)
-    stations = [(NEVER, NEVER)] if type(None) in field_types(name) else []
-    stations += [(f"{v:g}", v) for v in sorted({*LADDERS[name], value} - {None})]
+    brought = {own[name] for own in DESCENTS.values() if name in own}
+    stations = [(f"{v:g}", v) for v in sorted({*LADDERS[name], *brought, value})]
     return widgets.SelectionSlider(options=stations, continuous_update=False, **about)
 
 
@@ -92,6 +91,8 @@ class Panel(widgets.HBox):
         self.centre.on_click(self._centre)
         for widget in (self.x, self.y, *self.knobs.values()):
             widget.observe(self._ask, "value")
+        if "descent" in self.knobs:
+            self.knobs["descent"].observe(self._bring_along, "value")
         for widget in (self.t, self.outline):
             widget.observe(self._show, "value")
 
@@ -126,7 +127,7 @@ class Panel(widgets.HBox):
     @property
     def setting(self) -> Setting:
         """What the controls say now."""
-        values = {name: None if knob.value == NEVER else knob.value for name, knob in self.knobs.items()}
+        values = {name: knob.value for name, knob in self.knobs.items()}
         return Setting(self.image.value, self.y.max - self.y.value, self.x.value, self.ws.config.replace(**values))
 
     def _list_images(self, _: object = None) -> None:
@@ -137,6 +138,12 @@ class Panel(widgets.HBox):
         setting = self.explorer.start(self.image.value)
         self.x.value, self.y.value = setting.left, self.y.max - setting.top
         self._ask()
+
+    def _bring_along(self, _: object) -> None:
+        """Another descent takes steps of another size: its own settings come with it."""
+        for name, value in DESCENTS[self.knobs["descent"].value].items():
+            if name in self.knobs:
+                self.knobs[name].value = value
 
     def _frame(self) -> None:
         """Draw the crop's frame in the whole image."""
@@ -173,10 +180,11 @@ class Panel(widgets.HBox):
 
     def _show(self, _: object = None) -> None:
         """The sheet at the play bar's iteration."""
-        t, lam = self.t.value, self.shown.config.lam
+        t = self.t.value
         self.picture.value = jpeg(self.sheet.draw(t, outline=self.outline.value))
-        l_r, distance = self.sheet.reconstruction_energy[t], self.sheet.distance[t]
-        self._say(f"E = L_r {l_r:.2f} + {lam:g} × {distance:.1f} = {l_r + lam * distance:.2f}; answered in {self.took:.1f} s")
+        reconstruction, distance = self.sheet.terms[t]
+        energy = f"E = reconstruction {reconstruction:.2f} + distance {distance:.2f} = {reconstruction + distance:.2f}"
+        self._say(f"{energy}; answered in {self.took:.1f} s")
         self.share.value = SHARE.format(html.escape(self.shown.command(self.ws)))
 
     def _say(self, text: str, color: str = "inherit") -> None:

@@ -23,6 +23,11 @@ def ablate(ws: Workspace, changes: dict[str, Any]) -> dict[str, float]:
     return cached(changed, "ablation", compute)[0]
 
 
+def best_on(proxy: Workspace, changes: dict[str, Any], name: str, values: Sequence[Any]) -> Any:
+    """The value of one hyper-parameter, beside other ``changes``, with the highest pixel AP on a proxy (`proxy_workspace`)."""
+    return max(values, key=lambda value: ablate(proxy, changes | {name: value})["pixel_AP"])
+
+
 def sweep(ws: Workspace, name: str, values: Sequence[Any]) -> dict[str, list[float]]:
     """`ablate` along the values of one hyper-parameter: lists in the order of ``values`` for each metric."""
     rows = [ablate(ws, {name: value}) for value in tqdm(values, desc=name, unit="value")]

@@ -6,18 +6,25 @@ from torch import Tensor
 
 from ..config import Config
 from ..model import VAE
-from ..projection import reconstruction_energy
+from ..projection import energy_terms
 
 BUGS = ("detached_gradient", "swapped_bce", "stale_gradient")
 
 
 def article_loop(vae: VAE, tiles: Tensor, config: Config, bugs: tuple[str, ...] = BUGS, *, eps: float | None = None) -> Tensor:
-    """Run the article's loop; with no bugs it is `projection.project` without stopping.
+    """Where `article_frames` ends: x_T, [B, C, H, W]."""
+    return article_frames(vae, tiles, config, bugs, eps=eps)[-1]
+
+
+def article_frames(
+    vae: VAE, tiles: Tensor, config: Config, bugs: tuple[str, ...] = BUGS, *, eps: float | None = None
+) -> Tensor:
+    """Run the article's loop; with no bugs it is `projection.project`.
 
     Args:
         vae: from `model.frozen`, in fp32.
         tiles: x_0, [B, C, H, W] in [0, 1].
-        config: ``alpha``, ``lam``, ``iterations``, ``energy`` and ``soft_mask``.
+        config: ``descent``, any but anchored; ``alpha``, ``lam``, ``iterations``.
         bugs: which to keep.
             ``detached_gradient``: f(x_t) is cut from the graph, so the VAE never sees the gradient.
             ``swapped_bce``: ``binary_cross_entropy(x_t, f(x_t))``, image and reconstruction exchanged.
@@ -27,11 +34,12 @@ def article_loop(vae: VAE, tiles: Tensor, config: Config, bugs: tuple[str, ...] 
         eps: the published step size, which the article never gives a value; None reads it as ``alpha``.
 
     Returns:
-        x_T, [B, C, H, W] in [0, 1]. The article never clips; without it, its cross-entropy stops with an error at the
-        first pixel outside [0, 1], so nothing would be left to compare.
+        x_0 ... x_T, [T + 1, B, C, H, W] in [0, 1]. The article never clips; without it, its cross-entropy stops with an
+        error at the first pixel outside [0, 1], so nothing would be left to compare.
     """
     size, stale = config.alpha if eps is None else eps, "stale_gradient" in bugs
     x = x_0 = tiles.detach().clone().requires_grad_()
+    frames = [tiles]
     for _ in range(config.iterations):
         if not stale:
             x = x.detach().requires_grad_()
@@ -42,13 +50,14 @@ def article_loop(vae: VAE, tiles: Tensor, config: Config, bugs: tuple[str, ...] 
         if "swapped_bce" in bugs:
             l_r = F.binary_cross_entropy(x, picture, reduction="sum")
         else:
-            l_r = reconstruction_energy(logits, x, config).sum()
+            l_r = energy_terms(logits, x, tiles, torch.ones_like(tiles), config)[:, 0].sum()
         energy = l_r + config.lam * (x - (x_0 if stale else tiles)).abs().sum()
         energy.backward(retain_graph=stale)
         gradient = (x_0 if stale else x).grad
         assert gradient is not None  # backward filled it
-        mask = (x - picture.detach()).square() if config.soft_mask else 1.0
+        mask = (x - picture.detach()).square() if config.descent != "plain" else 1.0
         moved = x - size * gradient * mask
         # Swapped and stale together the gradient overflows on saturated pixels: where it is no number, nothing moves.
         x = torch.where(moved.isnan(), x.detach(), moved).clamp(0, 1)
-    return x.detach()
+        frames.append(x.detach())
+    return torch.stack(frames)

@@ -12,7 +12,10 @@ import torch
 from ..files import kept_arrays
 from ..workspace import Workspace
 
-CODE = ("blur", "crops", "model", "projection", "localization", "metrics", "studies/article", "studies/comparison")
+CODE = (
+    *("blur", "crops", "model", "weight", "projection", "localization", "metrics"),
+    *("studies/article", "studies/comparison", "studies/pca"),
+)
 
 
 def cached(ws: Workspace, name: str, compute: Callable[[], tuple[Any, np.ndarray]]) -> tuple[Any, np.ndarray]:

@@ -1,7 +1,7 @@
 """Methods side by side on the same trained VAEs: localization on whole images, restoration of crops."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +11,46 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config import PRESETS, Config
+from ..config import DESCENTS, Config
 from ..crops import to_unit
 from ..data import load_clean
 from ..localization import Score, anomaly_maps, change_score, projection_score, residual_score, smooth, ssim_map
-from ..metrics import METRICS, evaluate, psnr
-from ..projection import project, stopping_energy
+from ..metrics import METRICS, error_power, evaluate, psnr
+from ..projection import composite, descend, project
+from ..weight import fit_expected
 from ..workspace import Workspace
 from .article import BUGS, article_loop
 from .cache import cached
+from .pca import PCA_CROPS, pca_score
 from .proxy import proxy_workspace
 
 LABEL_FREE_QUANTILE = 0.999  # of normal images' anomaly maps
-ARTICLE = {key: PRESETS["blog"][key] for key in ("energy", "alpha", "lam", "iterations")}
 ARTICLE_CHUNK = {"cpu": 32, "cuda": 256}  # tiles a call: its stale gradient keeps the graph of every iteration in memory
+OPPONENTS = ("VAE residual", "composite", "projection, paper")  # how the names of methods begin that a gain is stated above
+NORMAL = 64  # crops without a defect, on which a repair should do nothing
+TAKEN_AGAIN = 5  # network passes of the composite whose f(x) is taken again
 
 
 def scores(ws: Workspace) -> dict[str, Score]:
-    """The methods compared, by name. The last is the preset's own, the headline."""
-    config, vae, fast = ws.config, ws.vae, ws.fast_vae
-    article = config.replace(**ARTICLE, gradient="full", soft_mask=True, stop_quantile=None)
-    quantile = 0.9 if config.stop_quantile is None else config.stop_quantile
-    projections = {
-        "projection, detached": config.replace(gradient="detached", stop_quantile=None),
-        "projection, full": config.replace(gradient="full", stop_quantile=None),
-        "projection, full, stopped": config.replace(gradient="full", stop_quantile=quantile),
-        "preset's own": config,
-    }
-    methods = {f"VAE residual, {kind.upper()}": residual_score(vae, kind) for kind in ("l1", "l2", "ssim", "l1_ssim")}
+    """The methods compared, by name, each scored as the preset scores its own. The last is the preset's own, the headline."""
+    config, vae, fast, kind = ws.config, ws.vae, ws.fast_vae, ws.config.score
+    article = config.replace(**DESCENTS["article"], gradient="full")
+    methods = {f"VAE residual, {k.upper()}": residual_score(vae, k) for k in ("l1", "l2", "ssim", "l1_ssim")}
+    methods["PCA residual, L2"] = pca_score(ws.sampler.sample(PCA_CROPS, torch.Generator().manual_seed(config.seed)), "l2")
+    even = fit_expected(vae, ws.normal_crops, terms=1)
+    methods["composite, one threshold"] = change_score(lambda x: composite(vae, x, config, even), kind)
+    methods["composite"] = change_score(lambda x: composite(vae, x, config, ws.expected), kind)
+    methods["composite, taken again"] = change_score(lambda x: composite(vae, x, config, ws.expected, TAKEN_AGAIN), kind)
     methods["article, as published"] = _article_score(ws, article, BUGS)
     methods |= {f"article + {bug.replace('_', ' ').replace('bce', 'BCE')}": _article_score(ws, article, (bug,)) for bug in BUGS}
-    methods["article, corrected"] = projection_score(fast, article)
-    # The preset's own is mostly one of the rows above it: the same function then, to be judged once.
-    by_config = {c: projection_score(fast, c, stopping_energy(fast, ws.stopping_crops, c)) for c in projections.values()}
+    projections = {
+        "article, corrected": article,
+        "projection, paper, detached": config.replace(**DESCENTS["paper"], gradient="detached"),
+        "projection, paper": config.replace(**DESCENTS["paper"], gradient="full"),
+        "preset's own": config,
+    }
+    # The preset's own may be one of the rows above it: the same function then, to be judged once.
+    by_config = {c: projection_score(fast, c, ws.expected) for c in projections.values()}
     return methods | {name: by_config[c] for name, c in projections.items()}
 
 
@@ -64,8 +71,8 @@ def judge(ws: Workspace, score: Score, *, keep_maps: bool = True) -> tuple[dict[
 def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Every method on the VAE of every seed; each is computed once, then found by what made it, also after a killed run.
     Returns for each method the mean over seeds of each metric, ``raw`` metrics alike, ``seeds`` (a row each), ``gain`` (how
-    far the mean lies above the best VAE residual's, with the standard error of that difference), and of the first seed
-    ``standard_error``, ``per_defect``, ``oracle_F1`` with its threshold; and the first seed's smoothed maps, [N, H, W].
+    far the mean lies above the best of each kind of opponent, with the standard error of that difference), and of the first
+    seed ``standard_error``, ``per_defect``, ``oracle_F1`` with its threshold; and the first seed's smoothed maps, [N, H, W].
     """
     rows: dict[str, list[dict[str, Any]]] = {}
     maps: dict[str, Tensor] = {}
@@ -74,16 +81,17 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
         for name, score in tqdm(scores(chosen).items(), desc=f"seed {seed}", unit="method"):
             if score not in judged:
                 compute = functools.partial(judge, chosen, score, keep_maps=keep)
-                judged[score] = cached(chosen, f"method: {name}, {ARTICLE}, maps {keep}", compute)
+                judged[score] = cached(chosen, f"method: {name}, {DESCENTS}, maps {keep}", compute)
             rows.setdefault(name, []).append(judged[score][0])
             maps.setdefault(name, torch.from_numpy(judged[score][1]))
-    residuals = [results for name, results in rows.items() if name.startswith("VAE")]
+    opponents = {kind: [results for name, results in rows.items() if name.startswith(kind)] for kind in OPPONENTS}
     methods: dict[str, Any] = {}
     for name, results in rows.items():
         first = {key: value for key, value in results[0].items() if key != "replicates"}
         raw = {key: _mean([row["raw"] for row in results], key) for key in METRICS}
         each = {str(seed): {key: row[key] for key in METRICS} for seed, row in zip(seeds, results, strict=True)}
-        own = {key: _mean(results, key) for key in METRICS} | {"raw": raw, "seeds": each, "gain": _gain(results, residuals)}
+        gain = {kind: _gain(results, others) for kind, others in opponents.items()}
+        own = {key: _mean(results, key) for key in METRICS} | {"raw": raw, "seeds": each, "gain": gain}
         methods[name] = first | own
     return methods, maps
 
@@ -117,29 +125,79 @@ def label_free_threshold(ws: Workspace) -> float:
 
 def own_maps(ws: Workspace, images: Tensor) -> Tensor:
     """Smoothed anomaly maps of a workspace's own method, [N, H, W], for images uint8 [N, C, H, W]."""
-    score = projection_score(ws.fast_vae, ws.config, ws.stop_at)
+    score = projection_score(ws.fast_vae, ws.config, ws.expected)
     return smooth(anomaly_maps(images, score, ws.config), ws.config.sigma, ws.config.sigma_wide)
 
 
-def restoration(ws: Workspace) -> dict[str, dict[str, Tensor]]:
-    """How near each picture of a crop centred on a test image's defect comes to the scene without it (SynthGrid knows it).
-    For the test image, the VAE's reconstruction and the projection: ``psnr_inside``, ``psnr_outside`` (dB; infinite where
-    picture and truth agree), ``ssim_inside``, ``ssim_outside``, each [images], over the pixels in and outside the mask.
+def restorers(ws: Workspace) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Ways to repair crops [B, C, crop, crop], by name, each from the workspace's VAE; the last is the preset's own."""
+    config, fast, expected = ws.config, ws.fast_vae, ws.expected
+    even = fit_expected(ws.vae, ws.normal_crops, terms=1)
+    paper = config.replace(**DESCENTS["paper"])
+    return {
+        "test image": lambda x: x,
+        "VAE": ws.vae.reconstruct,
+        "composite, one threshold": lambda x: composite(ws.vae, x, config, even),
+        "composite": lambda x: composite(ws.vae, x, config, expected),
+        "composite, taken again": lambda x: composite(ws.vae, x, config, expected, TAKEN_AGAIN),
+        "projection, paper": lambda x: project(fast, x, paper, expected),
+        f"projection, {config.descent}": lambda x: project(fast, x, config, expected),
+    }
+
+
+def defects_and_truth(ws: Workspace) -> tuple[Tensor, Tensor, Tensor]:
+    """Crops centred on every test image's defect and the scenes without them (SynthGrid knows those), [N, C, crop, crop] in
+    [0, 1] each; and the masks between the two, bool [N, crop, crop].
     """
     names = [name for name in ws.test.names if not name.startswith("good/")]
     crops, masks, corners = ws.crops_at(names)
-    side, masks = ws.config.crop_size, masks.to(ws.device)
+    side = ws.config.crop_size
     scenes = to_unit(load_clean(ws.folder, names, ws.config.image_size).to(ws.device))
     clean = torch.stack([scene[..., y : y + side, x : x + side] for scene, (y, x) in zip(scenes, corners, strict=True)])
-    projected = project(ws.fast_vae, crops, ws.config, ws.stop_at)
-    pictures = {"test image": crops, "VAE": ws.vae.reconstruct(crops), "projection": projected}
-    result: dict[str, dict[str, Tensor]] = {method: {} for method in pictures}
-    for method, picture in pictures.items():
-        similarity = ssim_map(picture, clean).mean(1)
+    return crops, clean, masks.to(ws.device)
+
+
+@torch.no_grad()
+def restoration(ws: Workspace) -> dict[str, dict[str, Tensor]]:
+    """How near each of `restorers` comes to the scene without its defect, and how much it disturbs where there is none.
+
+    ``psnr_inside``, ``psnr_outside`` (dB; infinite where picture and truth agree), ``ssim_inside``, ``ssim_outside``, each
+    [images], over the pixels in and outside the mask; ``error_power`` (`metrics.error_power`) on normal crops, [1].
+    """
+    crops, clean, masks = defects_and_truth(ws)
+    normal = ws.sampler.sample(NORMAL, torch.Generator().manual_seed(ws.config.seed + 1))
+    result: dict[str, dict[str, Tensor]] = {}
+    for method, repair in restorers(ws).items():
+        picture = repair(crops)
+        similarity, row = ssim_map(picture, clean).mean(1), result.setdefault(method, {})
         for place, where in (("inside", masks), ("outside", ~masks)):
-            result[method][f"psnr_{place}"] = psnr(picture, clean, where).cpu()
-            result[method][f"ssim_{place}"] = ((similarity * where).sum((1, 2)) / where.sum((1, 2))).cpu()
+            row[f"psnr_{place}"] = psnr(picture, clean, where).cpu()
+            row[f"ssim_{place}"] = ((similarity * where).sum((1, 2)) / where.sum((1, 2))).cpu()
+        row["error_power"] = error_power(repair(normal), normal).cpu()[None]
     return result
+
+
+def through_time(ws: Workspace, every: int = 8) -> dict[str, dict[str, np.ndarray]]:
+    """Repair and damage while they go on, of ``every`` so many defects and as many normal crops: for the paper's descent, the
+    composite taken again and again, and the preset's own, ``passes`` through the network so far, ``psnr`` inside the masks, dB,
+    and ``error`` power on the normal crops, [K] each.
+    """
+    crops, clean, masks = (tensor[::every] for tensor in defects_and_truth(ws))
+    normal = ws.sampler.sample(len(crops), torch.Generator().manual_seed(ws.config.seed + 1))
+    both, config = torch.cat([crops, normal]), ws.config
+    descents = {"paper": config.replace(**DESCENTS["paper"] | {"iterations": 6 * config.iterations}), config.descent: config}
+    paths = {name: [state.x for state in descend(ws.fast_vae, both, c, ws.expected)] for name, c in descents.items()}
+    taken = [composite(ws.vae, both, config, ws.expected, n) for n in range(1, TAKEN_AGAIN + 3)]
+    curves = {}
+    for name, frames in {"composite": [both, *taken], **paths}.items():
+        first = 0 if name == "composite" else 1  # a descent looks at its image before it moves
+        repair = [psnr(x[: len(crops)], clean, masks) for x in frames]
+        curves[name] = {
+            "passes": np.array([0, *range(1 + first, len(frames) + first)]),
+            "psnr": np.array([value[value.isfinite()].mean().item() for value in repair]),
+            "error": np.array([error_power(x[len(crops) :], normal).item() for x in frames]),
+        }
+    return curves
 
 
 def means(rows: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
