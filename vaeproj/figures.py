@@ -69,11 +69,11 @@ def redraw(name: str, folder: Path) -> Figure:
     return drawn
 
 
-def as_jpeg(drawn: Figure, dpi: int = 88) -> bytes:
+def as_jpeg(drawn: Figure, dpi: int = 82) -> bytes:
     """The figure as a small picture for a notebook's output."""
     buffer = io.BytesIO()
     with matplotlib.style.context(STYLE):
-        drawn.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 82})
+        drawn.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 76})
     return buffer.getvalue()
 
 
@@ -275,13 +275,6 @@ def soft_mask(image: np.ndarray, picture: np.ndarray, gradient: np.ndarray) -> F
         axis.imshow(part, cmap=cmap, vmin=low, vmax=high)
         axis.set_title(title)
     return drawn
-
-
-def gradient_paths(images: np.ndarray, detached: np.ndarray, full: np.ndarray, masks: np.ndarray, titles: np.ndarray) -> Figure:
-    """What the detached and the full gradient make of the same crops, and what each changed."""
-    changes = [np.abs(np.subtract(path, images, dtype=np.float32)).mean(1) for path in (detached, full)]
-    labels = ["image", "detached", "full", "change,\ndetached", "change,\nfull"]
-    return grid([images, detached, full, *changes], labels, titles, maps=["gray"] * 3 + [CHANGE] * 2, outlines=masks)
 
 
 def lam_alpha(pictures: np.ndarray, alphas: np.ndarray, lams: np.ndarray) -> Figure:
