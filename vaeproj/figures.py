@@ -429,7 +429,6 @@ FIGURES: dict[str, Callable[..., Figure]] = {
             soft_mask,
             energy_curves,
             iteration_strip,
-            gradient_paths,
             lam_alpha,
             weights,
             descents,
