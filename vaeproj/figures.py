@@ -425,17 +425,7 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     function.__name__: function
     for function in (
         *(dataset, crops, statistics, learning_curve, snapshots, samples, reconstruction, residual, sharpness, spectra, pasted),
-        *(
-            soft_mask,
-            energy_curves,
-            iteration_strip,
-            lam_alpha,
-            weights,
-            descents,
-            article_bugs,
-            one_pixel,
-            rules,
-        ),
+        *(soft_mask, energy_curves, iteration_strip, lam_alpha, weights, descents, article_bugs, one_pixel, rules),
         *(comparison, restoration, repair_and_damage, roc_pro, gallery, cases, ablation, network_sizes),
     )
 }
