@@ -193,7 +193,9 @@ def test_composite_rows_are_what_the_composite_changes(open_ws, kind):
     assert list(rows) == [name for name in named if name.startswith("composite")]
     repairs = comparison.restorers(ws)
     for name, (expected, passes) in rows.items():
-        score, moved = named[name](tiles), composite(ws.vae, tiles, ws.config, expected, passes)
+        score, moved = named[name](tiles), tiles
+        for _ in range(passes):
+            moved = composite(ws.vae, tiles, ws.config, expected, moved)
         torch.testing.assert_close(score, difference(tiles, moved, kind), rtol=0, atol=1e-5)
         torch.testing.assert_close(moved, by_hand(ws, tiles, expected, passes), rtol=0, atol=1e-4)
         torch.testing.assert_close(repairs[name](tiles), moved)
@@ -252,7 +254,7 @@ def test_restoration_compares_with_the_scene_without_the_defect(open_ws, categor
     assert (rows["test image"]["ssim_outside"] > rows["test image"]["ssim_inside"]).all()
     curves = comparison.through_time(ws, every=1)  # ends where restoration does
     assert {name: curve["passes"].tolist() for name, curve in curves.items()} == {
-        "composite": [*range(8)], "paper": [0, *range(2, 20)], "anchored": [0, 2, 3, 4],
+        "composite": [*range(8)], "paper": [0, 2, 3, 4], "anchored": [0, 2, 3, 4],
     }  # fmt: skip
     for name, at, twin in (
         ("composite", 1, "composite"),

@@ -169,8 +169,8 @@ def test_naming_steps_or_epochs_replaces_the_presets_other():
 
 @pytest.mark.parametrize(("descent", "brought"), [
     ("anchored", {"alpha": 0.25, "iterations": 16}),
-    ("paper", {"alpha": 0.5, "iterations": 100, "lam": 0.05}),
-    ("plain", {"alpha": 0.02, "iterations": 100, "lam": 0.05}),
+    ("paper", {"alpha": 0.5, "iterations": 100, "lam": 0.05, "coarse_weight": 0.0}),
+    ("plain", {"alpha": 0.02, "iterations": 100, "lam": 0.05, "coarse_weight": 0.0}),
     ("article", {"alpha": 0.05, "iterations": 16, "lam": 1.0}),
 ])  # fmt: skip
 @pytest.mark.parametrize("preset", ["ci", "quick", "blog"])

@@ -188,8 +188,8 @@ def _parse_value(text: str) -> bool | int | float | str:
 # What each descent needs beside its name: they take steps of different sizes. Naming one in settings brings the others along.
 DESCENTS: dict[str, dict[str, Any]] = {
     "anchored": {"descent": "anchored", "alpha": 0.25, "iterations": 16},
-    "paper": {"descent": "paper", "alpha": 0.5, "lam": 0.05, "iterations": 100},  # recalled from the paper
-    "plain": {"descent": "plain", "alpha": 0.02, "lam": 0.05, "iterations": 100},
+    "paper": {"descent": "paper", "alpha": 0.5, "lam": 0.05, "iterations": 100, "coarse_weight": 0.0},  # recalled from it
+    "plain": {"descent": "plain", "alpha": 0.02, "lam": 0.05, "iterations": 100, "coarse_weight": 0.0},
     "article": {"descent": "article", "alpha": 0.05, "lam": 1.0, "iterations": 16},  # one to set up and fifteen in its loop
 }
 

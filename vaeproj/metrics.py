@@ -142,15 +142,19 @@ def psnr(image: Tensor, truth: Tensor, where: Tensor) -> Tensor:
     return -10 * error.log10()
 
 
+def power(images: Tensor) -> Tensor:
+    """Mean power of images [B, C, S, S] at every spatial frequency, [S, S], in the order of `torch.fft.fftfreq`."""
+    window = torch.hann_window(images.shape[-1], device=images.device)  # else the border, where ends meet, would be an edge
+    centred = (images - images.mean((2, 3), keepdim=True)) * window * window[:, None]
+    return torch.fft.fft2(centred).abs().square().mean((0, 1))
+
+
 def power_spectrum(images: Tensor) -> tuple[Tensor, Tensor]:
     """Spatial frequencies, cycles per pixel, [K], and the mean power of images [B, C, S, S] from each to the next."""
-    side = images.shape[-1]
-    window = torch.hann_window(side, device=images.device)  # else the border, where both ends meet, would look like an edge
-    centred = (images - images.mean((2, 3), keepdim=True)) * window * window[:, None]
-    power = torch.fft.fft2(centred).abs().square().mean((0, 1)).flatten()
+    side, at_every = images.shape[-1], power(images).flatten()
     k = (torch.fft.fftfreq(side, device=images.device) * side).round()
     ring = k.hypot(k[:, None]).long().clamp(max=side // 2).flatten()
-    total, count = (power.new_zeros(side // 2 + 1).index_add_(0, ring, part) for part in (power, torch.ones_like(power)))
+    total, count = (at_every.new_zeros(side // 2 + 1).index_add_(0, ring, p) for p in (at_every, torch.ones_like(at_every)))
     return torch.arange(side // 2 + 1, device=images.device) / side, total / count
 
 

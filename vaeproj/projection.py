@@ -163,18 +163,15 @@ def _overwrite(state: State, new: State) -> None:
 
 
 @torch.no_grad()
-def composite(vae: VAE, tiles: Tensor, config: Config, expected: Tensor, passes: int = 1) -> Tensor:
-    """Without a gradient: y = x_0 - w (x_0 - f), where the anchored energy is least while f(x) is held fixed, [B, C, H, W].
+def composite(vae: VAE, tiles: Tensor, config: Config, expected: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Without a gradient: x_0 - w (x_0 - f), where the anchored energy is least while f(x) is held fixed, [B, C, H, W].
 
-    The opponent that a descent has to beat. f is f(x_0), then f(y) taken again, ``passes`` network passes in all.
+    The opponent that a descent has to beat. f is that of ``seen``, such as an earlier composite; None: of the tiles themselves.
     """
     done = []
-    for x_0 in tiles.split(_chunk(tiles)):
-        y = x_0
-        for _ in range(passes):
-            picture = vae.reconstruct(y)
-            y = x_0 - anomaly_weight(x_0, picture, expected, config) * (x_0 - picture)
-        done.append(y)
+    for x_0, x in zip(*(t.split(_chunk(tiles)) for t in (tiles, tiles if seen is None else seen)), strict=True):
+        picture = vae.reconstruct(x)
+        done.append(x_0 - anomaly_weight(x_0, picture, expected, config) * (x_0 - picture))
     return torch.cat(done)
 
 

@@ -12,14 +12,7 @@ BUGS = ("detached_gradient", "swapped_bce", "stale_gradient")
 
 
 def article_loop(vae: VAE, tiles: Tensor, config: Config, bugs: tuple[str, ...] = BUGS, *, eps: float | None = None) -> Tensor:
-    """Where `article_frames` ends: x_T, [B, C, H, W]."""
-    return article_frames(vae, tiles, config, bugs, eps=eps)[-1]
-
-
-def article_frames(
-    vae: VAE, tiles: Tensor, config: Config, bugs: tuple[str, ...] = BUGS, *, eps: float | None = None
-) -> Tensor:
-    """Run the article's loop; with no bugs it is `projection.project`.
+    """Run the article's loop; with no bugs it ends where `projection.project` does.
 
     Args:
         vae: from `model.frozen`, in fp32.

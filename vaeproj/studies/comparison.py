@@ -40,7 +40,7 @@ def scores(ws: Workspace) -> dict[str, Score]:
     even = fit_expected(vae, ws.normal_crops, terms=1)
     methods["composite, one threshold"] = change_score(lambda x: composite(vae, x, config, even), kind)
     methods["composite"] = change_score(lambda x: composite(vae, x, config, ws.expected), kind)
-    methods["composite, taken again"] = change_score(lambda x: composite(vae, x, config, ws.expected, TAKEN_AGAIN), kind)
+    methods["composite, taken again"] = change_score(lambda x: _taken_again(ws, x)[-1], kind)
     methods["article, as published"] = _article_score(ws, article, BUGS)
     methods |= {f"article + {bug.replace('_', ' ').replace('bce', 'BCE')}": _article_score(ws, article, (bug,)) for bug in BUGS}
     projections = {
@@ -56,7 +56,15 @@ def scores(ws: Workspace) -> dict[str, Score]:
 
 def _article_score(ws: Workspace, config: Config, bugs: tuple[str, ...]) -> Score:
     chunk = ARTICLE_CHUNK[ws.device.type]
-    return change_score(lambda x: torch.cat([article_loop(ws.vae, p, config, bugs) for p in x.split(chunk)]), config.score)
+    return change_score(lambda x: torch.cat([article_loop(ws.vae, p, config, bugs)[-1] for p in x.split(chunk)]), config.score)
+
+
+def _taken_again(ws: Workspace, tiles: Tensor, passes: int = TAKEN_AGAIN) -> list[Tensor]:
+    """The tiles, their composite, the composite with f of that one, and so on."""
+    frames = [tiles]
+    for _ in range(passes):
+        frames.append(composite(ws.vae, tiles, ws.config, ws.expected, frames[-1]))
+    return frames
 
 
 def judge(ws: Workspace, score: Score, *, keep_maps: bool = True) -> tuple[dict[str, Any], np.ndarray]:
@@ -133,13 +141,13 @@ def restorers(ws: Workspace) -> dict[str, Callable[[Tensor], Tensor]]:
     """Ways to repair crops [B, C, crop, crop], by name, each from the workspace's VAE; the last is the preset's own."""
     config, fast, expected = ws.config, ws.fast_vae, ws.expected
     even = fit_expected(ws.vae, ws.normal_crops, terms=1)
-    paper = config.replace(**DESCENTS["paper"])
+    paper = config.replace(**DESCENTS["paper"], gradient="full")
     return {
         "test image": lambda x: x,
         "VAE": ws.vae.reconstruct,
         "composite, one threshold": lambda x: composite(ws.vae, x, config, even),
         "composite": lambda x: composite(ws.vae, x, config, expected),
-        "composite, taken again": lambda x: composite(ws.vae, x, config, expected, TAKEN_AGAIN),
+        "composite, taken again": lambda x: _taken_again(ws, x)[-1],
         "projection, paper": lambda x: project(fast, x, paper, expected),
         f"projection, {config.descent}": lambda x: project(fast, x, config, expected),
     }
@@ -185,11 +193,10 @@ def through_time(ws: Workspace, every: int = 8) -> dict[str, dict[str, np.ndarra
     crops, clean, masks = (tensor[::every] for tensor in defects_and_truth(ws))
     normal = ws.sampler.sample(len(crops), torch.Generator().manual_seed(ws.config.seed + 1))
     both, config = torch.cat([crops, normal]), ws.config
-    descents = {"paper": config.replace(**DESCENTS["paper"] | {"iterations": 6 * config.iterations}), config.descent: config}
+    descents = {"paper": config.replace(**DESCENTS["paper"], gradient="full"), config.descent: config}
     paths = {name: [state.x for state in descend(ws.fast_vae, both, c, ws.expected)] for name, c in descents.items()}
-    taken = [composite(ws.vae, both, config, ws.expected, n) for n in range(1, TAKEN_AGAIN + 3)]
     curves = {}
-    for name, frames in {"composite": [both, *taken], **paths}.items():
+    for name, frames in {"composite": _taken_again(ws, both, TAKEN_AGAIN + 2), **paths}.items():
         first = 0 if name == "composite" else 1  # a descent looks at its image before it moves
         repair = [psnr(x[: len(crops)], clean, masks) for x in frames]
         curves[name] = {
