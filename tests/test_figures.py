@@ -1,14 +1,12 @@
 """Figures: every one is drawn from arrays, redrawn to the same bytes, and names its run."""
 
-import json
-import re
 
 import numpy as np
 import pytest
 from conftest import contents
 from PIL import Image
 
-from vaeproj.figures import FIGURES, FRAME_MS, HOLD_MS, grid, redraw, save, save_animation
+from vaeproj.figures import FIGURES, grid, redraw, save
 
 CROPS = np.random.default_rng(0).random((4, 1, 16, 16)).astype(np.float32)
 MASKS = np.zeros((4, 16, 16), bool)
@@ -59,22 +57,3 @@ def test_a_row_is_drawn_over_its_own_range():
     assert limits[:2] == [(0, 1), (0, 1)]
     top = max(CROPS[0].max() * 0.1, CROPS[1].max() * 0.3)
     assert limits[2] == limits[3] == (0, pytest.approx(top))
-
-
-def test_animation_lasts_as_long_as_it_should_and_plays_offline(tmp_path):
-    frames = np.linspace(0, 1, 30)[:, None, None, None] * np.ones((30, 1, 16, 16))
-    gif, webp, html = save_animation(frames, frames[0], frames[-1], tmp_path / "projection")
-    text = html.read_text()
-    shown = len(json.loads(re.search(r"const data = (\{.*?\});", text).group(1))["t"])
-    for path in (gif, webp):
-        # Identical neighbours may be merged, so the total counts and not the number of frames.
-        with Image.open(path) as picture:
-            durations = []
-            for i in range(picture.n_frames):
-                picture.seek(i)
-                picture.load()  # WebP tells a frame's duration only once it is decoded
-                durations.append(picture.info["duration"])
-            assert picture.info["loop"] == 0
-        assert abs(sum(durations) - (FRAME_MS * (shown - 1) + HOLD_MS)) <= 10 * len(durations), path
-    assert "http" not in text
-    assert text.count("data:image/webp;base64,") == shown

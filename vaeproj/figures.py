@@ -1,32 +1,23 @@
-"""Every figure and animation of the tutorial: each a function of arrays, found by its name, drawn the same each time.
+"""Every figure of the tutorial: each a function of arrays, found by its name, drawn the same each time.
 
 `save` keeps a figure's arrays beside its picture, so `redraw` needs neither model nor data and gives the same bytes.
 """
 
-import base64
 import inspect
 import io
-import json
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import imageio.v3 as iio
 import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
 
 from .config import UserError
 
 STYLE = Path(__file__).with_name("vaeproj.mplstyle")
-PLAYER = Path(__file__).with_name("player.html")
 CHANGE = "magma"  # colour map of magnitudes: residuals, changes, anomaly maps
 SIGNED = "RdBu_r"  # of signed quantities
-FRAME_MS = 60  # of the animation
-MOST_FRAMES = 36
-PANEL = 256  # side of one of its three pictures, about, pixels
-HOLD_MS = 1200  # the last frame, before it starts again
 OUTLINE = "#E69F00"  # of masks
 
 
@@ -106,7 +97,7 @@ def grid(
         cmap = maps[r] if r < len(maps) else "gray"
         low, high = (0.0, 1.0) if r in unit else _range(row, cmap)
         for axis, image in zip(axes[r], row, strict=False):
-            axis.imshow(_displayable(image), cmap=cmap, vmin=low, vmax=high)
+            axis.imshow(displayable(image), cmap=cmap, vmin=low, vmax=high)
         axes[r, 0].set_ylabel(row_labels[r])
     for c, label in enumerate(column_labels):
         axes[0, c].set_title(str(label).replace("/", "\n"), fontsize=7)
@@ -127,7 +118,8 @@ def _axes(width: float, height: float, columns: int, rows: int = 1, *, bare: boo
     return drawn, axes
 
 
-def _displayable(image: np.ndarray) -> np.ndarray:
+def displayable(image: np.ndarray) -> np.ndarray:
+    """A picture [H, W] or [C, H, W] as matplotlib and PIL want it: float32 [H, W], or [H, W, 3] in [0, 1]."""
     image = np.asarray(image, np.float32)
     return image if image.ndim == 2 else image[0] if len(image) == 1 else image.transpose(1, 2, 0).clip(0, 1)
 
@@ -150,7 +142,7 @@ def dataset(images: np.ndarray, masks: np.ndarray, titles: np.ndarray) -> Figure
     half = (len(images) + 1) // 2
     drawn, axes = _axes(1.75 * half, 3.8, half, 2, bare=True)
     for axis, image, mask, title in zip(axes, images, masks, titles, strict=False):
-        axis.imshow(_displayable(image), vmin=0, vmax=1)
+        axis.imshow(displayable(image), vmin=0, vmax=1)
         axis.set_title(str(title))
         if mask.any():
             axis.contour(mask.astype(float), [0.5], colors=OUTLINE, linewidths=1)
@@ -429,42 +421,3 @@ FIGURES: dict[str, Callable[..., Figure]] = {
         *(comparison, restoration, repair_and_damage, roc_pro, gallery, cases, ablation, network_sizes),
     )
 }
-
-
-# --- animation
-def save_animation(frames: np.ndarray, image: np.ndarray, picture: np.ndarray, stem: Path) -> list[Path]:
-    """The projection under way as GIF, WebP and an HTML player with a play bar, beside the image and its reconstruction.
-
-    Args:
-        frames: x_0 ... x_T, [T + 1, C, c, c] in [0, 1], T > 0.
-        image, picture: x_0 and f(x_0), [C, c, c].
-        stem: path without ending of the three files, which are returned.
-    """
-    # Every iteration of a short descent; of a long one the early ones, where most of it happens, more densely.
-    spaced = np.unique(np.geomspace(1, len(frames), MOST_FRAMES).round().astype(int) - 1)
-    shown = (spaced if len(frames) > MOST_FRAMES else np.arange(len(frames))).tolist()
-    moving = np.stack([_panel(image, picture, frames[t], f"projection, t = {t}") for t in shown])
-    durations = [FRAME_MS] * (len(shown) - 1) + [HOLD_MS]
-    gif, webp, html = (stem.with_suffix(suffix) for suffix in (".gif", ".webp", ".html"))
-    # A GIF packs even areas well and noise badly: 64 levels look the same and take well under half the bytes.
-    iio.imwrite(gif, (moving[..., 0] if len(image) == 1 else moving) & 0xFC, duration=durations, loop=0)
-    iio.imwrite(webp, moving, duration=durations, loop=0, quality=80)
-    # The player holds its frames, so that it plays offline.
-    encoded = [base64.b64encode(iio.imwrite("<bytes>", pixels, extension=".webp", quality=85)).decode() for pixels in moving]
-    data = json.dumps({"frames": [f"data:image/webp;base64,{text}" for text in encoded], "t": shown})
-    player = PLAYER.read_text().replace("__LAST__", str(len(shown) - 1)).replace("__MS__", str(FRAME_MS))
-    html.write_text(player.replace("__DATA__", data))
-    return [gif, webp, html]
-
-
-def _panel(image: np.ndarray, picture: np.ndarray, frame: np.ndarray, caption: str) -> np.ndarray:
-    """uint8 [h, w, 3]: three pictures side by side, a caption over each."""
-    levels = [(_displayable(a).clip(0, 1) * 255).round().astype(np.uint8) for a in (image, picture, frame)]
-    side, gap, head = len(levels[0]) * max(1, PANEL // len(levels[0])), 4, 18
-    sheet = Image.new("RGB", (3 * side + 2 * gap, side + head), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (pixels, text) in enumerate(zip(levels, ("test image", "VAE reconstruction", caption), strict=True)):
-        left = i * (side + gap)
-        sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (left, head))
-        draw.text((left + 2, 3), text, fill="black")
-    return np.asarray(sheet)
