@@ -8,14 +8,17 @@ TORCH_INDEX ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
+UV_INSTALL := $(VENV)/bin/uv pip install --python $(PY) --compile-bytecode
 READY := $(VENV)/.ready
 # Torch and torchvision go together: raise both, say `make lock`, measure again.
 TORCH := torch==2.14.1
 TORCHVISION := torchvision==0.29.1
+# Its CPU build, 1 GB on disk instead of 6, where there is no driver for the other: on Linux, if PyTorch's index answers.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
+DRIVER := $(wildcard /proc/driver/nvidia/version)$(shell command -v nvidia-smi 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv results test test-browser bench html lint lock clean
+.PHONY: help venv demo results test test-browser bench html lint lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -23,11 +26,15 @@ help: ## list the commands
 	@echo '  ARGS="..."         goes to the command, as in: make results ARGS="--preset blog --data-root DIR"'
 	@echo '  PYTEST_ARGS="..."  goes to pytest, as in: make test PYTEST_ARGS="-k model"'
 	@echo '  PYTHON=python3.12  makes .venv with another Python (3.11 or newer)'
-	@echo '  TORCH_INDEX=URL    takes torch from URL when .venv is made; the CPU build, without CUDA:'
-	@echo '                     $(CPU_INDEX)'
+	@echo '  TORCH_INDEX=URL    takes torch from URL when .venv is made; the ordinary build, also without an NVIDIA driver:'
+	@echo '                     https://pypi.org/simple'
 
 venv: $(READY) ## make .venv and install everything at the versions of requirements.lock
 	@echo "$(VENV) is ready: source $(VENV)/bin/activate"
+
+demo: $(READY) ## train a small network, animate how it repairs a defect: results/demo/, two minutes on two CPU cores
+	$(PY) -m vaeproj run 05 --preset demo
+	@echo "Open results/demo/figures/projection.html in a browser; projection.gif beside it is the same, for slides."
 
 results: $(READY) ## run notebooks 01 to 05 and write results/quick/
 	$(PY) -m vaeproj run $(ARGS)
@@ -67,13 +74,16 @@ $(READY): requirements.lock pyproject.toml
 		echo "vaeproj needs Python 3.11 or newer and '$(PYTHON)' is $$($(PYTHON) --version 2>&1): pass PYTHON=, as in make PYTHON=python3.12."; \
 		exit 1; }
 	$(PYTHON) -m venv $(VENV)
-ifeq ($(strip $(TORCH_INDEX)),)
-	@echo "Installing into $(VENV). On Linux, torch brings CUDA: about 6 GB on disk. For the CPU build, about 1 GB, stop here and add"
-	@echo "    TORCH_INDEX=$(CPU_INDEX)"
-	$(PY) -m pip install -r requirements.lock
-	$(PY) -m pip install --no-deps -e .
-else
-	$(PY) -m pip install --no-deps --index-url $(TORCH_INDEX) $(TORCH) $(TORCHVISION)
-	$(PY) -m pip install -c requirements.lock -e '.[dev]'
-endif
+	$(PY) -m pip install --quiet uv
+	@index="$(TORCH_INDEX)"; \
+	if [ -z "$(TORCH_INDEX)$(DRIVER)" ] && [ "$$(uname)" = Linux ] && \
+		$(PY) -c 'from urllib.request import urlopen; urlopen("$(CPU_INDEX)/torch/", timeout=5)' 2>/dev/null; \
+	then index=$(CPU_INDEX); fi; \
+	if [ "$$index" ]; then \
+		echo "Torch from $$index"; \
+		$(UV_INSTALL) --no-deps --index-url "$$index" $(TORCH) $(TORCHVISION); \
+	else \
+		echo "Torch's ordinary build, on Linux with CUDA: about 6 GB on disk"; \
+	fi
+	$(UV_INSTALL) -c requirements.lock -e '.[dev]'
 	@touch $@

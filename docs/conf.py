@@ -1,28 +1,54 @@
-"""The site that `make html` makes of the notebooks. docs/notebooks and docs/results/reference are links to those folders."""
+"""The site that `make html` makes. notebooks, results/reference and ja.md are links to what the repository has elsewhere."""
 
 import re
+from html import escape
+from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAYER = ROOT / "results" / "reference" / "projection.html"
 
 project = html_title = "Find defects by repairing them"
 extensions = ["myst_nb", "sphinx-mathjax-offline"]
 myst_enable_extensions = ["dollarmath"]
+myst_fence_as_directive = ["math"]
+myst_heading_anchors = 3
+myst_heading_anchors_html_ids = True
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"
 html_theme = "furo"
-html_copy_source = html_show_copyright = html_use_index = False
+html_theme_options = {"top_of_page_buttons": ["view"]}  # the source of the page, which is in the site too
+html_sourcelink_suffix = ""
+html_static_path = ["_static", *([str(PLAYER)] if PLAYER.exists() else [])]
+html_css_files = ["site.css"]
+html_js_files = ["site.js"]
+html_show_copyright = html_use_index = False
 
 
 def setup(app: Sphinx) -> None:
     """Change pages before and after they are parsed."""
-    app.connect("source-read", edit)
+    app.connect("env-before-read-docs", find_pages)
+    app.connect("source-read", raise_links)
     app.connect("doctree-read", describe)
+    app.connect("doctree-read", play)
+    app.connect("html-page-context", speak)
 
 
-def edit(app: Sphinx, page: str, source: list[str]) -> None:
-    """Leave suffixes out of links to pages, because Sphinx loses a file behind a symbolic link."""
-    source[0] = re.sub(r"\]\(([\w./-]+)\.(?:ipynb|md)\)", r"](\1)", source[0])
+def find_pages(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
+    """Lead links to pages: Sphinx follows symbolic links to where no page is, and takes any other .md file for a page."""
+    files = dict.fromkeys([*ROOT.glob("*.md"), *ROOT.glob("*/README.md")])
+    behind = {env.doc2path(page).resolve(): page for page in env.found_docs}
+    env.project._path_to_docname |= files | behind | {ROOT / "README.md": "index"}
+
+
+def raise_links(app: Sphinx, page: str, source: list[str]) -> None:
+    """README.ja.md links from the folder above."""
+    if page == "ja":
+        source[0] = re.sub(r"\]\((?!#|\w+:)", "](../", source[0])
 
 
 def describe(app: Sphinx, page: nodes.document) -> None:
@@ -32,3 +58,18 @@ def describe(app: Sphinx, page: nodes.document) -> None:
         while not isinstance(section, nodes.section):
             section = section.parent
         picture.setdefault("alt", "Figure: " + section[0].astext().replace("\\", ""))
+
+
+def play(app: Sphinx, page: nodes.document) -> None:
+    """Put the player in the place of the animation, which stays for readers without JavaScript."""
+    up = "../" * app.env.docname.count("/")
+    for picture in [picture for picture in page.findall(nodes.image) if picture["uri"].endswith(".gif") and PLAYER.exists()]:
+        frame = f'<iframe src="{up}_static/{PLAYER.name}" title="{escape(picture["alt"])}" loading="lazy"></iframe>'
+        before, after = (nodes.raw("", html, format="html") for html in (frame + "<noscript>", "</noscript>"))
+        picture.replace_self([before, picture.deepcopy(), after])
+
+
+def speak(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """Say which page is in Japanese."""
+    if page == "ja":
+        context["language"] = "ja"

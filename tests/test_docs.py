@@ -1,6 +1,7 @@
 """The site that `make html` makes: whole, closed in itself, and with words for every picture."""
 
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,6 +12,8 @@ import pytest
 
 from vaeproj.config import PROJECT_ROOT
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PLAYER = PROJECT_ROOT / "results" / "reference" / "projection.html"
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
@@ -21,6 +24,7 @@ class Page(HTMLParser):
         super().__init__()
         self.text = path.read_text()
         self.pictures, self.anchors, self.links, self.loads = [], set(), [], []
+        self.article = self.text.partition("<article")[2].partition("</article")[0]
         self.feed(self.text)
 
     def handle_starttag(self, tag, attrs):
@@ -46,8 +50,25 @@ def test_first_page_shows_the_animation_and_lists_every_notebook(site):
     index = pages[folder / "index.html"]
     (animation,) = index.pictures
     assert (folder / animation["src"]).read_bytes() == (PROJECT_ROOT / "results/reference/projection.gif").read_bytes()
-    links = re.findall(r'href="notebooks/(\w+).html"', index.text.partition("<article")[2].partition("</article")[0])
+    links = re.findall(r'href="notebooks/(\w+).html"', index.article)
     assert links == [path.stem for path in NOTEBOOKS]
+
+
+@pytest.mark.skipif(not PLAYER.exists(), reason=f"{PLAYER.name} is not published")
+def test_player_stands_where_the_animation_is(site):
+    folder, pages = site
+    for name in ("index", "notebooks/05_figures"):
+        page = pages[folder / f"{name}.html"]
+        (address,) = [load for load in page.loads if load.endswith(PLAYER.name)]
+        assert ((folder / name).parent / address).read_bytes() == PLAYER.read_bytes()
+
+
+def test_both_languages_lead_to_each_other(site):
+    folder, pages = site
+    english, japanese = pages[folder / "index.html"], pages[folder / "ja.html"]
+    assert 'lang="en"' in english.text and re.search('href="ja.html">.*日本語', english.article)
+    links = {"index.html", *(f"notebooks/{path.stem}.html" for path in NOTEBOOKS)}
+    assert 'lang="ja"' in japanese.text and links <= set(re.findall(r'href="([^"]+)"', japanese.article))
 
 
 def test_nothing_comes_from_elsewhere_and_every_address_leads_somewhere(site):
@@ -68,3 +89,54 @@ def test_notebook_has_its_page(site, path):
     assert "preset" in page.text and "find_spec" not in page.text and "NBVAL" not in page.text
     formulas = any("$" in cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
     assert formulas == ("math notranslate" in page.text) == any("/mathjax/" in address for address in page.loads)
+    assert (site[0] / "_sources" / "notebooks" / path.name).read_bytes() == path.read_bytes()
+    assert f"../_sources/notebooks/{path.name}" in page.links
+
+
+@pytest.fixture
+def browser():
+    """Chromium, 1280 pixels wide; what it asks for, and what fails."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+    with playwright.sync_playwright() as driver:
+        page = driver.chromium.launch(executable_path=CHROMIUM, args=quiet).new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(60_000)
+        asked, failed = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("requestfailed", lambda request: failed.append(request.url))
+        page.on("pageerror", lambda error: failed.append(error.message))
+        yield page, asked, failed
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not on the PATH")
+def test_site_in_a_browser_without_a_server(site, browser):
+    """No page is wider than a phone, a figure grows on a click, the search finds, and nothing is missing or from elsewhere."""
+    folder, pages = site
+    page, asked, failed = browser
+    page.goto((folder / "notebooks" / "04_iterative_projection.html").as_uri())
+    figure, enlarged = page.locator("article img").first, page.locator("dialog img")
+    figure.click()
+    assert enlarged.bounding_box()["width"] > 1.2 * figure.bounding_box()["width"]
+    page.keyboard.press("Escape")
+    enlarged.wait_for(state="hidden")
+    page.locator(".theme-toggle-content .theme-toggle").click()
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.locator(".theme-toggle-content .theme-toggle").click()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+
+    page.get_by_placeholder("Search").fill("ghost")
+    page.keyboard.press("Enter")
+    page.locator("#search-results a", has_text="4 · Iterative projection").wait_for()
+
+    page.set_viewport_size({"width": 420, "height": 900})
+    for path in pages:
+        page.goto(path.as_uri())
+        page.evaluate("window.MathJax?.startup?.promise")
+        for part in ("html", ".content"):
+            assert page.locator(part).evaluate("part => part.scrollWidth <= part.clientWidth"), f"{path.name}: {part}"
+        if (player := page.locator("iframe")).count():
+            player.scroll_into_view_if_needed()
+            page.wait_for_function("document.querySelector('iframe').height > 420")  # as it says itself
+    assert not failed
+    assert all(urlsplit(address).scheme in {"file", "data", "blob"} for address in asked)

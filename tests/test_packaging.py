@@ -1,14 +1,17 @@
 """The files around the package agree with pyproject.toml, with each other and with the code."""
 
 import ast
+import functools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 from collections import defaultdict
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import packages_distributions
 
 import pytest
@@ -165,6 +168,64 @@ def test_python_too_old_is_refused_in_one_sentence(tmp_path):
     assert made.returncode
     assert re.search(r"needs Python 3\.11 or newer and .* is Python 3\.9\.2", made.stdout)
     assert not (tmp_path / "venv").exists()
+
+
+STUB = """#!/bin/sh
+case "$1 $2" in
+"-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/uv" ;;
+"pip install") echo "$@" >>{asked} ;;
+"-m pip") ;;
+*) exec {python} "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """What `make venv` says and what it asks of uv, by a Python that makes environments in which nothing is installed."""
+    stub, asked = tmp_path / "python3", tmp_path / "asked"
+    stub.write_text(STUB.format(asked=asked, python=sys.executable))
+    stub.chmod(0o755)
+
+    def install(**variables):
+        variables = {"PYTHON": stub, "VENV": tmp_path / "venv", "DRIVER": "", "TORCH_INDEX": ""} | variables
+        made = run_make("venv", *(f"{name}={value}" for name, value in variables.items()))
+        assert not made.returncode, made.stderr
+        return made.stdout, asked.read_text().splitlines()
+
+    return install
+
+
+@pytest.fixture
+def index(tmp_path):
+    """The address of an index that answers for torch."""
+    (tmp_path / "torch").mkdir()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one build")
+def test_install_takes_the_cpu_build_without_a_driver_where_its_index_answers(installed, index):
+    said, (torch, rest) = installed(CPU_INDEX=index)
+    assert f"Torch from {index}" in said
+    assert torch.endswith(f"--no-deps --index-url {index} {read_lock()['torch'][0]} {read_lock()['torchvision'][0]}")
+    assert rest.endswith("-c requirements.lock -e .[dev]")
+
+
+@pytest.mark.parametrize("variables", [{"DRIVER": "there"}, {"CPU_INDEX": "http://127.0.0.1:1"}], ids=lambda v: next(iter(v)))
+def test_install_takes_the_ordinary_build_for_a_driver_or_where_no_index_answers(installed, index, variables):
+    said, (rest,) = installed(**({"CPU_INDEX": index} | variables))
+    assert "ordinary build" in said
+    assert "--index-url" not in rest
+
+
+def test_install_takes_torch_from_the_index_that_is_named(installed, index):
+    said, (torch, _) = installed(TORCH_INDEX="https://an.index", CPU_INDEX=index)
+    assert "Torch from https://an.index" in said
+    assert "--index-url https://an.index torch==" in torch
 
 
 def test_no_tracked_file_holds_somebodys_home_folder():

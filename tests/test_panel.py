@@ -15,9 +15,9 @@ from nbconvert import HTMLExporter
 
 from vaeproj.cli.commands import parser
 from vaeproj.config import PRESETS, Config, UserError
-from vaeproj.panel.explorer import Explorer, Setting
-from vaeproj.panel.sheet import AXES, CORNERS, MAGMA, OUTLINE, THUMBNAIL, TILE, Sheet, jpeg, thumbnail
-from vaeproj.panel.widgets import KNOBS, LADDERS, PAUSE, Panel, control, explore, somebody_there
+from vaeproj.panel.explorer import Explorer, Setting, idle
+from vaeproj.panel.sheet import AXES, BAR, CORNERS, FLOOR, MAGMA, OUTLINE, THUMBNAIL, TILE, WIDTH, Sheet, jpeg, thumbnail
+from vaeproj.panel.widgets import KNOBS, LADDERS, PAUSE, STATIC, Panel, control, explore, somebody_there
 from vaeproj.projection import State, trajectory
 from vaeproj.workspace import Request, Workspace
 
@@ -49,9 +49,9 @@ def computed(explorer):
 
 
 def tiles(picture):
-    """Image, projection and change of a drawn sheet, [3, TILE, TILE, RGB]."""
+    """Image, reconstruction, projection and change of a drawn sheet, [4, TILE, TILE, RGB]."""
     pixels = np.asarray(picture, dtype=int)
-    return np.stack([pixels[y : y + TILE, x : x + TILE] for x, y in CORNERS[:3]])
+    return np.stack([pixels[y : y + TILE, x : x + TILE] for x, y in CORNERS])
 
 
 def test_a_sheet_holds_the_projection_of_that_crop(ws, explorer):
@@ -69,17 +69,21 @@ def test_start_is_the_first_defect_centred_with_the_workspaces_hyper_parameters(
 
 
 @pytest.mark.parametrize("values", [
-    {"alpha": 1.0}, {"descent": "paper"}, {"descent": "plain"}, {"descent": "article"}, {"gradient": "detached"},
-    {"tolerance": 1.2}, {"hardness": 2.0}, {"coarse_weight": 4.0}, {"iterations": 7},
-    *({"descent": descent, "lam": 0.5} for descent in ("paper", "plain", "article")),
+    {}, {"descent": "paper"}, {"descent": "plain"}, {"descent": "article"}, {"iterations": 0},
+    {"descent": "paper", "alpha": 0.0},
 ])  # fmt: skip
-def test_every_hyper_parameter_of_the_projection_tells(explorer, values):
-    setting = explorer.start()
-    if "lam" in values:
-        setting = changed(setting, descent=values["descent"])
+def test_idle_hyper_parameters_are_those_that_change_nothing(explorer, values):
+    setting, nothing = changed(explorer.start(), **values), set()
     first = explorer.sheet(setting)
     assert explorer.sheet(changed(setting)) is first
-    assert not np.array_equal(explorer.sheet(changed(setting, **values)).frames, first.frames)
+    for name, value in {
+        "descent": "paper" if setting.config.descent == "article" else "article", "gradient": "detached", "alpha": 1.0,
+        "iterations": 7, "lam": 0.5, "tolerance": 1.2, "hardness": 2.0, "coarse_weight": 4.0,
+    }.items():  # fmt: skip
+        other = explorer.sheet(changed(setting, **{name: value}))
+        if np.array_equal(other.frames, first.frames) and np.array_equal(other.terms, first.terms):
+            nothing.add(name)
+    assert idle(setting.config) == nothing
 
 
 @pytest.mark.parametrize("values", [
@@ -106,15 +110,29 @@ def test_command_says_no_more_than_differs_from_the_preset(ws, preset):
     assert command == f"python -m vaeproj run 04 --preset {preset} --set alpha=0.3"
 
 
-def test_sheet_shows_image_projection_and_change(explorer):
+def test_sheet_shows_image_reconstruction_projection_and_change(ws, explorer):
     sheet = explorer.sheet(explorer.start())
     first, last = (tiles(sheet.draw(t, outline=False)) for t in (0, 6))
     x_0, x_6 = (sheet.frames[t, 0].astype(np.float32) for t in (0, 6))
-    for tile, frame in ((first[0], x_0), (first[1], x_0), (last[0], x_0), (last[1], x_6)):
+    for tile, frame in ((first[0], x_0), (first[2], x_0), (last[0], x_0), (last[2], x_6)):
         np.testing.assert_array_equal(tile[8::16, 8::16], np.repeat((frame * 255).round()[..., None], 3, axis=2))
-    assert (first[2] == MAGMA[0]).all()
+    for tile, frame in ((first[1], x_0), (last[1], x_6)):
+        picture = ws.vae.reconstruct(torch.from_numpy(frame)[None, None])[0, 0].detach().numpy()
+        np.testing.assert_allclose(tile[8::16, 8::16, 0], picture * 255, atol=2)  # x_t is kept in half precision
+    assert (first[3] == MAGMA[0]).all()
     shade = (np.abs(x_6 - x_0) * 255 / sheet.white).clip(0, 255).astype(np.uint8)
-    np.testing.assert_array_equal(last[2, 8::16, 8::16], MAGMA[shade])
+    np.testing.assert_array_equal(last[3, 8::16, 8::16], MAGMA[shade])
+
+
+def test_a_change_is_drawn_on_the_scale_asked_for_and_says_which(explorer):
+    sheet, (x, y) = explorer.sheet(explorer.start()), CORNERS[3]
+    own, dim = (sheet.draw(6, outline=False, white=white) for white in (None, 2 * sheet.white))
+    shades = [np.abs(tiles(p)[3, 8::16, 8::16, None] - MAGMA.astype(int)).sum(3).argmin(2) for p in (own, dim)]
+    unclipped = shades[0] < 255
+    np.testing.assert_allclose(shades[1][unclipped], shades[0][unclipped] / 2, atol=1)
+    numbers = [np.asarray(p)[y - 20 : y, x + sum(BAR[:2]) : x + TILE] for p in (own, dim)]
+    assert not np.array_equal(*numbers)
+    assert (numbers[0][:, -1] == 255).all()  # it ends before the edge
 
 
 def test_outline_marks_the_border_of_the_defect_and_can_be_left_out(ws, explorer):
@@ -122,52 +140,50 @@ def test_outline_marks_the_border_of_the_defect_and_can_be_left_out(ws, explorer
     mask = ws.test.gt_masks[ws.test.index(setting.name)][setting.top :, setting.left :][:16, :16] > 0
     marked, plain = (tiles(explorer.sheet(setting).draw(3, outline=outline)) for outline in (True, False))
     differs = (marked != plain).any(3)
-    assert not differs[1].any()
-    for tile, at in ((marked[0], differs[0]), (marked[2], differs[2])):
+    assert not differs[1:3].any()
+    for tile, at in ((marked[0], differs[0]), (marked[3], differs[3])):
         assert at.any() and (tile[at] == OUTLINE).all()
         assert mask.repeat(16, 0).repeat(16, 1)[at].all()  # enlarged as the crop is
 
 
 def test_marker_stands_where_the_curve_has_the_iteration(explorer):
-    sheet, (left, top) = explorer.sheet(explorer.start()), CORNERS[3]
-    lines = [np.asarray(sheet.draw(t), dtype=int)[top + 40, left:] for t in (0, 3, 6)]
+    sheet = explorer.sheet(explorer.start())
+    lines = [np.asarray(sheet.draw(t), dtype=int)[FLOOR + 40] for t in (0, 3, 6)]
     x = [np.flatnonzero(np.abs(line - (213, 94, 0)).sum(1) < 10).mean() for line in lines]
-    spines = np.flatnonzero((np.asarray(sheet.base, dtype=int)[top + 40, left:] < 10).all(1))
+    spines = np.flatnonzero((np.asarray(sheet.base, dtype=int)[FLOOR + 40] < 10).all(1))
     assert x[0] == pytest.approx(spines[0], abs=1.5)
     assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=1)
-    assert x[2] - x[0] == pytest.approx(AXES[2] * TILE, abs=1)
+    assert x[2] - x[0] == pytest.approx(AXES[2] * WIDTH, abs=1)
 
 
 @pytest.mark.parametrize("values", [{"iterations": 0}, {"alpha": 0.0}, {"descent": "paper", "alpha": 0.0}])
 def test_sheet_draws_a_trajectory_that_stands_still(explorer, values):
     sheet = explorer.sheet(changed(explorer.start(), **values))
-    image, projection, change = tiles(sheet.draw(len(sheet.frames) - 1, outline=False))
+    image, _, projection, change = tiles(sheet.draw(len(sheet.frames) - 1, outline=False))
     np.testing.assert_array_equal(projection, image)
     assert (change == MAGMA[0]).all()
 
 
 def test_a_static_picture_is_small_even_of_noise():
     noise, mask = torch.rand(3, 1, 1, 128, 128, generator=torch.Generator().manual_seed(0)), np.zeros((128, 128), bool)
-    for frames, limit in ((0.4 + 0.2 * noise, 120_000), (noise, 200_000)):
-        path = State(frames, frames, frames, torch.ones(3, 1, 2), frames, torch.ones(3, 1))
-        sheet = Sheet(path, mask, "noise")
-        assert len(jpeg(sheet.draw(2))) < limit
+    path = State(0.4 + 0.2 * noise, noise.logit(), noise, torch.ones(3, 1, 2), noise, torch.ones(3, 1))
+    assert len(jpeg(Sheet(path, mask, "noise").draw(2), STATIC)) < 120_000
 
 
-def test_thumbnail_frames_the_crop(ws):
-    image, mask = ws.test.images[0].numpy(), ws.test.gt_masks[0]
-    drawn = np.asarray(thumbnail(image, mask, 2, 8, 16), dtype=int)
+def test_thumbnail_shows_the_image_and_its_defect(ws):
+    drawn = np.asarray(thumbnail(ws.test.images[0].numpy(), ws.test.gt_masks[0]), dtype=int)
     assert drawn.shape == (THUMBNAIL, THUMBNAIL, 3)
-    y, x = np.nonzero((drawn == (86, 180, 233)).all(2))
+    y, x = np.nonzero((drawn == OUTLINE).all(2))
+    rows, columns = np.nonzero(ws.test.gt_masks[0])
     edges = np.array([y.min(), y.max() + 1, x.min(), x.max() + 1]) * 32 / THUMBNAIL
-    np.testing.assert_allclose(edges, [2, 18, 8, 24], atol=0.1)
+    np.testing.assert_allclose(edges, [rows.min(), rows.max() + 1, columns.min(), columns.max() + 1], atol=0.2)
 
 
 def test_a_slider_changes_picture_command_and_status(panel):
-    before, alpha = panel.picture.value, panel.knobs["alpha"]
+    before, alpha = panel.picture.jpeg, panel.knobs["alpha"]
     alpha.value = 0.5
     assert panel.shown.config.alpha == 0.5
-    assert panel.picture.value != before
+    assert panel.picture.jpeg != before
     assert "answered in" in panel.status.value
     assert panel.share.value.count("--set alpha=0.5") == 1
     assert "hardness" not in panel.share.value  # the preset's own value
@@ -177,14 +193,14 @@ def test_a_slider_changes_picture_command_and_status(panel):
 
 def test_play_bar_and_outline_compute_nothing(panel):
     assert (panel.t.value, panel.t.max, panel.play.max) == (6, 6, 6)
-    pictures, status = {panel.picture.value}, {panel.status.value}
+    pictures, status = {panel.picture.jpeg}, {panel.status.value}
     for t in (0, 2, 4):
         panel.t.value = t
-        pictures.add(panel.picture.value)
+        pictures.add(panel.picture.jpeg)
         status.add(panel.status.value)
     assert len(pictures) == len(status) == 4
     panel.outline.value = False
-    assert panel.picture.value not in pictures
+    assert panel.picture.jpeg not in pictures
     assert computed(panel.explorer) == 1
 
 
@@ -241,14 +257,44 @@ def test_defect_and_image_and_crop(panel, ws):
     panel.image.value = "bent/004"
     centred = Setting("bent/004", *ws.crops_at(["bent/004"])[2][0], ws.config)
     assert panel.shown == centred
-    whole, picture = panel.whole.value, panel.picture.value
-    panel.x.value = 1
-    assert panel.shown.left == 1
-    panel.y.value = panel.y.max - 9  # the top is where the vertical slider ends
-    assert panel.shown.top == 9
-    assert panel.whole.value != whole and panel.picture.value != picture
+    whole, picture = panel.crop.jpeg, panel.picture.jpeg
+    panel.crop.at = [1, 9]  # as the browser sends it
+    assert (panel.shown.left, panel.shown.top) == (1, 9)
+    assert panel.crop.jpeg == whole and panel.picture.jpeg != picture
     panel.centre.click()
-    assert (panel.shown, panel.whole.value, panel.picture.value) == (centred, whole, picture)
+    assert (panel.shown, panel.picture.jpeg) == (centred, picture)
+
+
+def test_a_locked_scale_stays_for_other_descents(panel):
+    white = panel.white
+    panel.lock.value = True
+    panel.knobs["alpha"].value = 0.5
+    assert panel.white == white != panel.sheet.white
+    assert panel.picture.jpeg == jpeg(panel.sheet.draw(6, white=white))
+    panel.lock.value = False
+    assert panel.picture.jpeg == jpeg(panel.sheet.draw(6))
+
+
+def test_what_would_change_nothing_is_disabled(panel):
+    def disabled():
+        parts = {"outline": panel.outline, "play": panel.play, "t": panel.t, "centre": panel.centre, **panel.knobs}
+        return {name for name, part in parts.items() if part.disabled}
+
+    assert disabled() == {"lam", "centre"}
+    panel.knobs["descent"].value = "article"
+    assert disabled() == {"tolerance", "hardness", "coarse_weight", "centre"}
+    panel.knobs["iterations"].value = 0
+    assert disabled() == {"tolerance", "hardness", "coarse_weight", "centre", "play", "t", "alpha", "gradient", "lam"}
+    panel.knobs["descent"].value = "anchored"
+    panel.image.value = "bent/004"
+    panel.defect.value = "good"
+    assert disabled() == {"lam", "centre", "outline"}
+
+
+def test_crop_and_wipe_know_where_their_boxes_may_go(panel, ws):
+    assert (panel.crop.size, panel.crop.area, panel.crop.box) == ((32, 32), (0, 0, 32, 32), (16, 16))
+    assert panel.crop.at == tuple(reversed(ws.crops_at(["bent/003"])[2][0]))
+    assert (panel.picture.area, panel.picture.cover, panel.picture.at) == ((*CORNERS[2], TILE, TILE), CORNERS[0], (0, 0))
 
 
 @pytest.mark.parametrize("error", [UserError("The 1st & only mistake."), ZeroDivisionError("The 1st & only mistake.")])
@@ -256,11 +302,11 @@ def test_mistakes_are_told_in_the_panel(panel, error):
     def sheet(_):
         raise error
 
-    before, panel.explorer.sheet = panel.picture.value, sheet
+    before, panel.explorer.sheet = panel.picture.jpeg, sheet
     panel.knobs["alpha"].value = 5
     assert "The 1st &amp; only mistake." in panel.status.value
     assert ("ZeroDivisionError" in panel.status.value) == isinstance(error, ZeroDivisionError)
-    assert panel.picture.value == before
+    assert panel.picture.jpeg == before
 
 
 def test_a_held_key_is_answered_once(panel):
@@ -273,6 +319,21 @@ def test_a_held_key_is_answered_once(panel):
     asyncio.run(hold())
     assert panel.shown.config.alpha == 10
     assert panel.explorer.sheet.cache_info()[:2] == (0, 2)  # hits and misses, the first answer among them
+
+
+def test_an_answer_that_comes_too_late_is_not_shown(panel):
+    sheet = panel.explorer.sheet
+
+    def slow(setting):
+        if setting.config.alpha == 0.5:
+            panel.knobs["alpha"].value = 0.7  # meanwhile
+        return sheet(setting)
+
+    panel.explorer.sheet = slow
+    panel.knobs["alpha"].value = 0.5
+    assert panel.shown.config.alpha == 0.7
+    assert panel.picture.jpeg == jpeg(panel.sheet.draw(6))
+    assert "--set alpha=0.7" in panel.share.value
 
 
 @pytest.mark.parametrize("name", LADDERS)
@@ -304,7 +365,7 @@ def test_without_a_person_the_picture_alone(ws, explorer, refuses):
     before = set(Widget.get_manager_state()["state"])
     picture, setting = explore(ws, "thread/000"), explorer.start("thread/000")
     assert set(Widget.get_manager_state()["state"]) == before  # nor does the notebook's metadata get one
-    assert picture.data == jpeg(explorer.sheet(setting).draw(6))
+    assert picture.data == jpeg(explorer.sheet(setting).draw(6), STATIC)
     with refuses("bent/999"):
         explore(ws, "bent/999")
 

@@ -1,55 +1,104 @@
-"""The projection under way, as a GIF for slides, a WebP for the web, and a player for one's own hand."""
+"""The projection under way: a GIF for slides, a WebP for the web, and a player to scrub and wipe by hand."""
 
 import base64
 import json
 from pathlib import Path
 
 import imageio.v3 as iio
+import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-from .figures import displayable
+from .figures import CHANGE, displayable
 
 PLAYER = Path(__file__).with_name("player.html")
-FRAME_MS = 60
-MOST_FRAMES = 36
-PANEL = 256  # side of one of the three pictures, about, pixels
-HOLD_MS = 1200  # the last frame, before it starts again
+FRAME_MS, START_MS, HOLD_MS = 90, 600, 1800  # an iteration, x_0, and x_T: the still that the loop begins with
+MOST_FRAMES = 20
+PANEL, HEAD, GAP, BAR = 256, 34, 12, 28  # side of a picture, its title, the space between two, width of the colour bar, pixels
+CORNERS = [(GAP + x * (PANEL + GAP), HEAD + y * (PANEL + HEAD + GAP)) for y in range(2) for x in range(3)]
+MAGMA = matplotlib.colormaps[CHANGE](np.arange(256), bytes=True)[:, :3]
+FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 22)  # read at half its size, too
 
 
-def save_animation(frames: np.ndarray, image: np.ndarray, picture: np.ndarray, stem: Path) -> list[Path]:
-    """The projection under way as GIF, WebP and an HTML player with a play bar, beside the image and its reconstruction.
+def save_animation(frames: np.ndarray, picture: np.ndarray, stem: Path, truth: np.ndarray | None = None) -> list[Path]:
+    """The projection under way as GIF, WebP and an HTML player, beside f(x_0), the change so far and the clean truth.
+
+    The loop begins with its end, x_T: a viewer that does not play it shows the result. The change has one scale throughout.
 
     Args:
         frames: x_0 ... x_T, [T + 1, C, c, c] in [0, 1], T > 0.
-        image, picture: x_0 and f(x_0), [C, c, c].
+        picture: f(x_0), [C, c, c].
         stem: path without ending of the three files, which are returned.
+        truth: the scene without its defect, [C, c, c]; None where nobody knows it.
     """
     # Every iteration of a short descent; of a long one the early ones, where most of it happens, more densely.
     spaced = np.unique(np.geomspace(1, len(frames), MOST_FRAMES).round().astype(int) - 1)
     shown = (spaced if len(frames) > MOST_FRAMES else np.arange(len(frames))).tolist()
-    moving = np.stack([_panel(image, picture, frames[t], f"projection, t = {t}") for t in shown])
-    durations = [FRAME_MS] * (len(shown) - 1) + [HOLD_MS]
+    x, f = np.stack([_pixels(frames[t]) for t in shown]), _pixels(picture)
+    clean = None if truth is None else _pixels(truth)
+    change = np.abs(x.astype(np.float32) - x[0]).reshape(*x.shape[:3], -1).mean(-1)  # grey levels of 255
+    white = max(float(np.quantile(change, 0.999)), 1.0)  # a few hot pixels must not darken the rest
+
+    base = _base(x[0], f, clean, white)
+    heat = MAGMA[(change * (255 / white)).clip(0, 255).astype(np.uint8)]
+    sheets = [_sheet(base, *moving) for moving in zip(x, heat, shown, strict=True)]
+    # One palette for all, 64 colours of the pictures and 32 of the bar: then a frame stores only what moved.
+    palette = Image.new("P", (1, 1))
+    pictures = sheets[-1].crop((0, 0, base.width, HEAD + PANEL)).quantize(64)
+    palette.putpalette([*(pictures.getpalette() or ()), *MAGMA[::8].ravel().tolist()])
+    *path, end = (sheet.quantize(palette=palette, dither=Image.Dither.NONE) for sheet in sheets)
+    durations = [HOLD_MS, START_MS] + [FRAME_MS] * (len(shown) - 2)
     gif, webp, html = (stem.with_suffix(suffix) for suffix in (".gif", ".webp", ".html"))
-    # A GIF packs even areas well and noise badly: 64 levels look the same and take well under half the bytes.
-    iio.imwrite(gif, (moving[..., 0] if len(image) == 1 else moving) & 0xFC, duration=durations, loop=0)
-    iio.imwrite(webp, moving, duration=durations, loop=0, quality=80)
-    # The player holds its frames, so that it plays offline.
-    encoded = [base64.b64encode(iio.imwrite("<bytes>", pixels, extension=".webp", quality=85)).decode() for pixels in moving]
-    data = json.dumps({"frames": [f"data:image/webp;base64,{text}" for text in encoded], "t": shown})
-    player = PLAYER.read_text().replace("__LAST__", str(len(shown) - 1)).replace("__MS__", str(FRAME_MS))
-    html.write_text(player.replace("__DATA__", data))
+    end.save(gif, save_all=True, append_images=path, duration=durations, loop=0)
+    # Lossy WebP leaves out small moves until they add up to a visible error; without loss these frames are smaller anyway.
+    end.save(webp, save_all=True, append_images=path, duration=durations, loop=0, lossless=True, minimize_size=True)
+    # The player adds up differences modulo 256: without loss, yet small, since little moves from one to the next.
+    moves = np.diff(x, axis=0, prepend=np.zeros_like(x[:1]))
+    data = {"t": shown, "ms": FRAME_MS, "white": white, "side": x.shape[1], "moves": _url(np.concatenate(moves))}
+    data |= {"f": _url(f), "truth": "" if clean is None else _url(clean), "magma": _url(MAGMA[None])}
+    html.write_text(PLAYER.read_text(encoding="utf-8").replace("__DATA__", json.dumps(data)), encoding="utf-8")
     return [gif, webp, html]
 
 
-def _panel(image: np.ndarray, picture: np.ndarray, frame: np.ndarray, caption: str) -> np.ndarray:
-    """uint8 [h, w, 3]: three pictures side by side, a caption over each."""
-    levels = [(displayable(a).clip(0, 1) * 255).round().astype(np.uint8) for a in (image, picture, frame)]
-    side, gap, head = len(levels[0]) * max(1, PANEL // len(levels[0])), 4, 18
-    sheet = Image.new("RGB", (3 * side + 2 * gap, side + head), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (pixels, text) in enumerate(zip(levels, ("test image", "VAE reconstruction", caption), strict=True)):
-        left = i * (side + gap)
-        sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (left, head))
-        draw.text((left + 2, 3), text, fill="black")
-    return np.asarray(sheet)
+def _pixels(image: np.ndarray) -> np.ndarray:
+    """[C, c, c] in [0, 1] as uint8 [c, c], or [c, c, 3]."""
+    return (displayable(image).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _base(image: np.ndarray, picture: np.ndarray, truth: np.ndarray | None, white: float) -> Image.Image:
+    """What does not move: test image, reconstruction, clean truth, and the scale of the change."""
+    width = CORNERS[2][0] + (BAR + 132 if truth is None else PANEL) + GAP
+    base = Image.new("RGB", (width, CORNERS[-1][1] + PANEL + GAP), "white")
+    _panel(base, 0, image, "test image x₀")
+    _panel(base, 3, picture, "reconstruction f(x₀)")
+    if truth is not None:
+        _panel(base, 2, truth, "clean truth")
+    (x, y), draw = CORNERS[5], ImageDraw.Draw(base)
+    base.paste(Image.fromarray(MAGMA[::-1, None]).resize((BAR, PANEL)), (x, y))
+    for text, height, anchor in (
+        (f"≥ {white / 255:.2f}", 0, "la"),
+        ("grey level\n(0 to 1)", PANEL / 2, "lm"),
+        ("0", PANEL, "ls"),
+    ):
+        draw.text((x + BAR + 8, y + height), text, "black", FONT, anchor)
+    return base
+
+
+def _sheet(base: Image.Image, image: np.ndarray, heat: np.ndarray, t: int) -> Image.Image:
+    """All panels at iteration t."""
+    sheet = base.copy()
+    _panel(sheet, 1, image, f"projection xₜ, t = {t}")
+    _panel(sheet, 4, heat, "change |xₜ − x₀|")
+    return sheet
+
+
+def _panel(sheet: Image.Image, corner: int, pixels: np.ndarray, title: str) -> None:
+    """Paste a picture, its title over it; box filtering leaves enlarged pixels as they are."""
+    x, y = CORNERS[corner]
+    sheet.paste(Image.fromarray(pixels).resize((PANEL, PANEL), Image.Resampling.BOX), (x, y))
+    ImageDraw.Draw(sheet).text((x, y - 9), title, "black", FONT, "ls")
+
+
+def _url(pixels: np.ndarray) -> str:
+    png = iio.imwrite("<bytes>", pixels, extension=".png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -72,9 +72,9 @@ class Config:
     iterations: int = _param(16, "projection", "gradient steps on the image", (0, 10**5))
     lam: float = _param(0.05, "projection", "weight of |x - x_0|_1; not in anchored", (0, 100), "recalled from the paper")
     tolerance: float = _param(
-        1.7, "projection", "anchored: root of how many times the normal squared residual weighs one half", (0.1, 100)
+        1.7, "projection", "anchored: how many times the normal residual (root of the squared one) weighs one half", (0.1, 100)
     )
-    hardness: float = _param(4.0, "projection", "anchored: exponent that makes of the weight a mask", (0.1, 100))
+    hardness: float = _param(4.0, "projection", "anchored: exponent that sharpens the weight into a mask", (0.1, 100))
     coarse_weight: float = _param(
         0.0, "projection", "weight of a second term beside the squared error: x - f(x) smoothed, squared", (0, 100)
     )
@@ -196,7 +196,7 @@ DESCENTS: dict[str, dict[str, Any]] = {
 COMPACT: dict[str, Any] = {"widths": "16-32-64-64", "hidden": 256, "latent_dim": 64, "steps": 3000}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Seconds: every line of code runs, nothing is learnt.
+    # Seconds: every line of code runs, next to nothing is learnt.
     "ci": {
         "image_size": 128, "crop_size": 32, "synthgrid_size": 256, "synthgrid_fraction": 0.05, "latent_dim": 32,
         "steps": 10, "batch_size": 16, "beta": 1.0, "iterations": 4, "stride": 32,
@@ -205,6 +205,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     # The tutorial with a network of the same kind, a thirtieth of the size.
     "compact": COMPACT,
+    # The first picture, `make demo`: the compact network after fewer steps, on fewer images.
+    "demo": COMPACT | {"synthgrid_fraction": 0.2, "steps": 1000},
     # Half resolution: whole test images, benchmark and ablations, in minutes on two CPU cores. Gaussians are half as wide in
     # pixels, like the images.
     "half": COMPACT | {
@@ -220,6 +222,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     # tried, and what had been seen of the test images.
     "best": {
         "steps": 8000, "alpha": 0.1, "iterations": 60, "tolerance": 2.0, "hardness": 2.0, "coarse_weight": 4.0,
-        "score": "l1_ssim", "sigma_wide": 18.0,
+        "sigma_wide": 18.0,
     },
 }  # fmt: skip

@@ -29,7 +29,7 @@ def set_up_device(name: str = "auto") -> torch.device:
 
 def _keep_freed_memory() -> None:
     """Have glibc keep large blocks that are freed. It gives them back to the system, and a training step, which frees its
-    gradients, spends nearly half its time on asking for the same pages again (`benchmarks/README.md`).
+    gradients, spends nearly half its time on page faults for the same memory (`benchmarks/README.md`).
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

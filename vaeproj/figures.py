@@ -6,12 +6,18 @@
 import inspect
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.style
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy.ndimage import binary_dilation
 
 from .config import UserError
 
@@ -19,6 +25,8 @@ STYLE = Path(__file__).with_name("vaeproj.mplstyle")
 CHANGE = "magma"  # colour map of magnitudes: residuals, changes, anomaly maps
 SIGNED = "RdBu_r"  # of signed quantities
 OUTLINE = "#E69F00"  # of masks
+WIDTH = 5.6  # of plots, inches: on a phone they shrink to two thirds, and must still be read
+GREY_LEVELS = "grey levels"  # black 0, white 1
 
 
 # --- saving and redrawing
@@ -60,62 +68,106 @@ def redraw(name: str, folder: Path) -> Figure:
     return drawn
 
 
-def as_jpeg(drawn: Figure, dpi: int = 82) -> bytes:
+def as_jpeg(drawn: Figure, dpi: int = 100) -> bytes:
     """The figure as a small picture for a notebook's output."""
     buffer = io.BytesIO()
     with matplotlib.style.context(STYLE):
-        drawn.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 76})
+        drawn.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 62})
     return buffer.getvalue()
 
 
 # --- building blocks
+@dataclass(frozen=True)
+class Scale:
+    """Rows of a `grid` that share one colour scale, drawn as a bar at their right."""
+
+    rows: Sequence[int]
+    top: float  # value of the brightest colour
+    label: str = GREY_LEVELS
+    cmap: str = CHANGE
+    root: bool = False  # colours follow the square root: of very different maps the weak ones still show
+
+    @property
+    def norm(self) -> Normalize:
+        low = -self.top if self.cmap == SIGNED else 0.0
+        return PowerNorm(0.5, 0, self.top, clip=True) if self.root else Normalize(low, self.top)
+
+
+def largest(*rows: np.ndarray) -> float:
+    """The largest magnitude in some rows of pictures; 1 if there is none."""
+    return max(float(np.abs(np.asarray(row, np.float32)).max()) for row in rows) or 1.0
+
+
 def grid(
     rows: Sequence[np.ndarray | Sequence[np.ndarray]],
     row_labels: Sequence[str] | np.ndarray,
     column_labels: Sequence[str] | np.ndarray = (),
     *,
-    maps: Sequence[str] = (),
+    scales: Sequence[Scale] = (),
     outlines: Sequence[np.ndarray] | np.ndarray = (),
-    unit: Iterable[int] = (),
-    side: float = 1.15,
+    side: float = 0.95,
 ) -> Figure:
     """Pictures in rows and columns.
 
     Args:
-        rows: arrays [H, W] or [C, H, W]; grey ones are drawn over [0, 1], the others over their row's own range.
+        rows: arrays [H, W] or [C, H, W], drawn in grey or colour over [0, 1] where no scale says otherwise.
         row_labels, column_labels: text left of the rows and above the columns.
-        maps: colour map of each row; grey where missing.
-        outlines: for each column a mask [H, W] whose border is drawn in the first row.
-        unit: rows drawn over [0, 1] whatever their colour map.
+        scales: colour scales of rows next to one another.
+        outlines: for each column a mask [H, W]; a line around it, beside and not over it, is drawn in the first row.
         side: of one picture, inches.
     """
     columns = max(len(row) for row in rows)
-    height = side * len(rows) * 1.04 + 0.3 * bool(len(column_labels))
-    drawn, flat = _axes(side * columns + 0.35, height, columns, len(rows), bare=True)
-    axes = flat.reshape(-1, columns)
+    titles = [_worded(label) for label in column_labels]
+    height = side * len(rows) * 1.05 + max((0.14 * (1 + title.count("\n")) + 0.1 for title in titles), default=0)
+    drawn = Figure(figsize=(side * columns + 0.4 + 0.65 * bool(scales), height))
+    places = drawn.add_gridspec(len(rows), columns + bool(scales), width_ratios=[1] * columns + [0.07] * bool(scales))
     for r, row in enumerate(rows):
-        cmap = maps[r] if r < len(maps) else "gray"
-        low, high = (0.0, 1.0) if r in unit else _range(row, cmap)
-        for axis, image in zip(axes[r], row, strict=False):
-            axis.imshow(displayable(image), cmap=cmap, vmin=low, vmax=high)
-        axes[r, 0].set_ylabel(row_labels[r])
-    for c, label in enumerate(column_labels):
-        axes[0, c].set_title(str(label).replace("/", "\n"), fontsize=7)
-    for c, mask in enumerate(outlines):
-        if mask.any():
-            axes[0, c].contour(mask.astype(float), [0.5], colors=OUTLINE, linewidths=0.9)
+        own = next((scale for scale in scales if r in scale.rows), None)
+        look: dict[str, Any] = {"cmap": own.cmap, "norm": own.norm} if own else {"cmap": "gray", "vmin": 0, "vmax": 1}
+        for c, image in enumerate(row):
+            axis = _bare(drawn.add_subplot(places[r, c]))
+            shown = axis.imshow(displayable(image), **look)
+            if c == 0:
+                axis.set_ylabel(row_labels[r])
+            if r == 0 and titles:
+                axis.set_title(titles[c], fontsize=8)
+            if r == 0 and len(outlines) and outlines[c].any():
+                _outline(axis, outlines[c])
+        if own and r == own.rows[-1]:
+            bar = drawn.colorbar(shown, cax=drawn.add_subplot(places[own.rows[0] : r + 1, -1]))
+            bar.set_label(own.label, fontsize=8)
+            bar.ax.tick_params(labelsize=7)
+            even = own.norm.inverse(np.linspace(0, 1, 4)).tolist()
+            bar.set_ticks(even, labels=[f"{value:.2g}" for value in even])
     return drawn
 
 
 def _axes(width: float, height: float, columns: int, rows: int = 1, *, bare: bool = False) -> tuple[Figure, np.ndarray]:
-    """A figure of that size, inches, and its axes, row by row; bare ones, for pictures, have no ticks, frame or grid."""
+    """A figure of that size, inches, and its axes, row by row; bare ones are for pictures."""
     drawn = Figure(figsize=(width, height))
     axes = drawn.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes if bare else ():
-        axis.set(xticks=[], yticks=[])
-        axis.grid(False)
-        axis.spines[:].set_visible(False)
+        _bare(axis)
     return drawn, axes
+
+
+def _bare(axis: Axes) -> Axes:
+    """Without ticks, frame and grid."""
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    return axis
+
+
+def _outline(axis: Axes, mask: np.ndarray) -> None:
+    """A line around a mask [H, W], a fortieth of the picture beside it, so that it hides nothing of the defect's edge."""
+    away = np.pad(mask, 1) if mask.all() else binary_dilation(mask > 0, iterations=max(1, len(mask) // 40))
+    axis.contour(away.astype(float), [0.5], colors=OUTLINE, linewidths=0.9)
+
+
+def _worded(label: object) -> str:
+    """A label such as ``metal_contamination/000, AP 0.95`` in lines as short as its words."""
+    return str(label).replace(", ", "\n").replace("/", "\n").replace("_", "\n")
 
 
 def displayable(image: np.ndarray) -> np.ndarray:
@@ -124,92 +176,94 @@ def displayable(image: np.ndarray) -> np.ndarray:
     return image if image.ndim == 2 else image[0] if len(image) == 1 else image.transpose(1, 2, 0).clip(0, 1)
 
 
-def _root(maps: np.ndarray) -> np.ndarray:
-    """Square roots: maps of very different height share a colour scale, and the weak ones still show."""
-    return np.sqrt(np.maximum(maps, 0))
-
-
-def _range(row: np.ndarray | Sequence[np.ndarray], cmap: str) -> tuple[float, float]:
-    if cmap == "gray":
-        return 0.0, 1.0
-    top = max(float(np.abs(np.asarray(image, np.float32)).max()) for image in row) or 1.0
-    return (-top, top) if cmap == SIGNED else (0.0, top)
+def _change(after: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """|after - before| of pictures [n, C, H, W], mean over channels, [n, H, W]."""
+    return np.abs(np.subtract(after, before, dtype=np.float32)).mean(1)
 
 
 # --- 01 data exploration
 def dataset(images: np.ndarray, masks: np.ndarray, titles: np.ndarray) -> Figure:
     """Whole images, good and of every defect, their masks outlined: images [N, C, H, W] in [0, 1], masks [N, H, W]."""
     half = (len(images) + 1) // 2
-    drawn, axes = _axes(1.75 * half, 3.8, half, 2, bare=True)
+    drawn, axes = _axes(1.8 * half, 4.1, half, 2, bare=True)
     for axis, image, mask, title in zip(axes, images, masks, titles, strict=False):
         axis.imshow(displayable(image), vmin=0, vmax=1)
         axis.set_title(str(title))
         if mask.any():
-            axis.contour(mask.astype(float), [0.5], colors=OUTLINE, linewidths=1)
+            _outline(axis, mask)
     return drawn
 
 
 def crops(plain: np.ndarray, augmented: np.ndarray) -> Figure:
     """Random crops [n, C, c, c] without and with the augmentations."""
-    return grid([plain, augmented], ["random crop", "+ flips, turns"])
+    return grid([plain, augmented], ["random crop", "flips, turns"])
 
 
 def statistics(
     grey_levels: np.ndarray, normal: np.ndarray, defective: np.ndarray, defect_area: np.ndarray, defects: np.ndarray
 ) -> Figure:
     """Grey-level densities of normal and defective pixels, and the share of the image each defect covers."""
-    drawn, (left, right) = _axes(7, 2.4, 2)
+    drawn, (left, right) = _axes(WIDTH, 2.4, 2)
     left.plot(grey_levels, np.stack([normal, defective], axis=1), label=["normal pixels", "pixels inside masks"])
-    left.set(xlabel="grey level", ylabel="density", ylim=(0, None))
-    left.legend()
+    left.set(xlabel="grey level", ylabel="density", ylim=(0, 1.35 * max(normal.max(), defective.max())))
+    left.legend(loc="upper left")
+    left.locator_params(nbins=4)
     names = sorted(set(defects.tolist()))
     for i, name in enumerate(names):
         area = 100 * defect_area[defects == name]
         right.plot(area, np.full(len(area), i), "o", ms=3.5, alpha=0.7, color="C0")
-    right.set(yticks=range(len(names)), yticklabels=names, xlabel="mask area, % of the image", xlim=(0, None))
+    right.set(yticks=range(len(names)), yticklabels=map(_worded, names), xlabel="mask area, % of the image", xlim=(0, None))
     return drawn
 
 
 # --- 02 VAE training
-def learning_curve(history: np.ndarray) -> Figure:
-    """Loss terms per crop [steps, 2] (binary cross-entropy, KL), nats, raw and as a running mean."""
-    drawn, axes = _axes(7, 2.4, 2)
+def learning_curve(history: np.ndarray, flat: np.ndarray, floor: np.ndarray) -> Figure:
+    """Loss terms per crop [steps, 2] (binary cross-entropy, KL), nats, raw and as a running mean.
+
+    ``flat`` is the cross-entropy of a picture of even grey, ``floor`` that of the crops painted as they are: their own entropy.
+    """
+    drawn, axes = _axes(WIDTH, 2.6, 2)
     width = max(1, len(history) // 40)
     for axis, term, name in zip(axes, history.T, ("binary cross-entropy", "KL divergence"), strict=True):
         axis.plot(np.arange(1, len(term) + 1), term, lw=0.5, alpha=0.4, color="C0")
         mean = np.convolve(term, np.ones(width) / width, "valid")
         axis.plot(np.arange(len(mean)) + (width + 1) / 2, mean, color="C0")
-        low, high = np.quantile(term[len(term) // 20 :], [0, 1])
-        axis.set(xlabel="step", ylabel="nats per crop", title=name, ylim=(low - 0.05 * (high - low), high + 0.1 * (high - low)))
+        marks = [float(flat), float(floor)] if axis is axes[0] else []
+        low, high = np.quantile([*term[len(term) // 20 :], *marks], [0, 1])
+        axis.set(xlabel="step", ylabel="nats per crop", title=name, ylim=(low - 0.08 * (high - low), high + 0.1 * (high - low)))
+        for mark, label, color in zip(marks, ("even grey", "floor: entropy of the crops"), ("C1", "C2"), strict=False):
+            axis.axhline(mark, color=color, lw=1.2, ls="--", label=label)
+    axes[0].legend(loc="center right")
     return drawn
 
 
 def snapshots(probe: np.ndarray, pictures: np.ndarray, steps: np.ndarray) -> Figure:
     """The probe crops [n, C, c, c] over their reconstructions after growing numbers of steps [K, n, C, c, c]."""
-    return grid([probe, *pictures], ["crop", *(f"step {s}" for s in steps)], side=0.95)
+    return grid([probe, *pictures], ["crop", *(f"step {s}" for s in steps)], side=0.85)
 
 
 def samples(pictures: np.ndarray) -> Figure:
-    """Pictures decoded from z ~ N(0, 1), [n, C, c, c]."""
+    """Pictures decoded from z ~ N(0, I), [n, C, c, c]."""
     half = len(pictures) // 2
-    return grid([pictures[:half], pictures[half:]], ["prior", "samples"])
+    return grid([pictures[:half], pictures[half:]], ["prior", "samples"], side=0.85)
 
 
 # --- 03 baseline reconstruction
 def reconstruction(originals: np.ndarray, pictures: np.ndarray) -> Figure:
     """The article's first figure: originals over VAE reconstructions, [n, C, c, c]."""
-    return grid([originals, pictures], ["original", "VAE"])
+    return grid([originals, pictures], ["original", "VAE"], side=0.85)
 
 
 def residual(images: np.ndarray, pictures: np.ndarray, masks: np.ndarray, titles: np.ndarray) -> Figure:
     """Defects, their reconstructions and what is left: the defect, and every edge of the mesh."""
-    left = np.abs(np.subtract(images, pictures, dtype=np.float32)).mean(1)
-    return grid([images, pictures, left], ["image", "VAE", "|x - f(x)|"], titles, maps=["gray", "gray", CHANGE], outlines=masks)
+    left = _change(images, pictures)
+    scale = Scale([2], largest(left))
+    return grid([images, pictures, left], ["image", "VAE", "|x - f(x)|"], titles, scales=[scale], outlines=masks)
 
 
 def sharpness(frequency: np.ndarray, image: np.ndarray, picture: np.ndarray) -> Figure:
     """Power at each spatial frequency of normal crops and of their reconstructions: blur is the missing tail."""
-    drawn, (axis,) = _axes(4.5, 2.5, 1)
+    drawn, (axis,) = _axes(4.5, 2.6, 1)
     axis.semilogy(frequency, np.stack([image, picture], axis=1), label=["image", "VAE reconstruction"])
     axis.set(xlabel="spatial frequency, cycles per pixel", ylabel="power")
     axis.legend()
@@ -218,12 +272,11 @@ def sharpness(frequency: np.ndarray, image: np.ndarray, picture: np.ndarray) -> 
 
 def spectra(image: np.ndarray, picture: np.ndarray) -> Figure:
     """Power of crops and of their reconstructions at every spatial frequency, [c, c] with 0 in the middle, logarithmic."""
-    drawn, axes = _axes(6, 2.9, 2)
+    drawn, axes = _axes(WIDTH, 2.8, 2)
     low, high = np.quantile(np.log10([image, picture]), [0.01, 0.999])
     for axis, power, title in zip(axes, (image, picture), ("image", "VAE reconstruction"), strict=True):
         drawn_power = axis.imshow(np.log10(power), cmap=CHANGE, vmin=low, vmax=high, extent=(-0.5, 0.5, 0.5, -0.5))
-        axis.set(title=title, xlabel="cycles per pixel", xticks=np.arange(-4, 5, 2) / 8, yticks=np.arange(-4, 5, 2) / 8)
-        axis.tick_params(labelsize=6)
+        axis.set(title=title, xlabel="cycles per pixel", xticks=np.arange(-2, 3) / 4, yticks=np.arange(-2, 3) / 4)
         axis.grid(False)
     drawn.colorbar(drawn_power, ax=axes.tolist(), label="log10 power", shrink=0.8)
     return drawn
@@ -236,71 +289,79 @@ def pasted(images: np.ndarray, pictures: np.ndarray, pasted: np.ndarray, titles:
 
 # --- 04 iterative projection
 def energy_curves(terms: np.ndarray, names: np.ndarray) -> Figure:
-    """The energy and its two terms, reconstruction and distance, along the iterations: [T + 1, B, 2]."""
-    drawn, axes = _axes(8, 2.4, 3)
-    labels = ("energy $E$", "reconstruction term", "distance term")
-    for axis, values, label in zip(axes, (terms.sum(2), *terms.transpose(2, 0, 1)), labels, strict=True):
-        axis.plot(values, label=names.tolist())
-        axis.set(xlabel="iteration t", title=label, ylim=(0, None))
-    axes[0].set_ylabel("squared grey levels")
-    axes[1].legend(fontsize=6)
+    """The energy along the iterations, and its two terms, reconstruction and distance: [T + 1, B, 2]."""
+    drawn, (left, right) = _axes(WIDTH, 2.6, 2)
+    left.plot(terms.sum(2), label=names.tolist())
+    right.plot(terms[..., 0])
+    right.set_prop_cycle(None)
+    right.plot(terms[..., 1], ls="--")
+    left.set(xlabel="iteration t", ylabel="squared grey levels", title="energy $E$", ylim=(0, None))
+    right.set(xlabel="iteration t", title="reconstruction (solid), distance (dashed)", ylim=(0, None))
+    right.title.set_fontsize(8)
+    drawn.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return drawn
 
 
 def iteration_strip(frames: np.ndarray, pictures: np.ndarray, iterations: np.ndarray) -> Figure:
     """x_t, f(x_t) and the change so far at some iterations, each [K, C, c, c]."""
-    change = np.abs(np.subtract(frames, frames[0], dtype=np.float32)).mean(1)
-    titles = [f"t = {t}" for t in iterations]
-    return grid([frames, pictures, change], ["$x_t$", "$f(x_t)$", "$|x_t - x_0|$"], titles, maps=["gray", "gray", CHANGE])
+    change = _change(frames, frames[0])
+    titles, scale = [f"t = {t}" for t in iterations], Scale([2], largest(change))
+    return grid([frames, pictures, change], ["$x_t$", "$f(x_t)$", "$|x_t - x_0|$"], titles, scales=[scale])
 
 
 def soft_mask(image: np.ndarray, picture: np.ndarray, gradient: np.ndarray) -> Figure:
     """One step taken apart: image, reconstruction, squared residual, gradient, and their product, each [C, c, c]."""
-    image, picture, gradient = (a.astype(np.float32) for a in (image, picture, gradient))
+    image, picture, gradient = (a.astype(np.float32).mean(0) for a in (image, picture, gradient))
     mask = (image - picture) ** 2
-    parts = [image, picture, mask, gradient, mask * gradient]
-    titles = ["$x_0$", "$f(x_0)$", "mask $(x_0 - f(x_0))^2$", r"gradient $\nabla E$", "mask x gradient"]
-    cmaps = ["gray", "gray", CHANGE, SIGNED, SIGNED]
-    drawn, axes = _axes(8, 1.9, 5, bare=True)
-    for axis, part, title, cmap in zip(axes, [part.mean(0) for part in parts], titles, cmaps, strict=True):
-        low, high = _range([np.clip(part, *np.quantile(part, [0.002, 0.998]))], cmap)
-        axis.imshow(part, cmap=cmap, vmin=low, vmax=high)
+    drawn, axes = _axes(WIDTH, 4.0, 3, 2, bare=True)
+    for axis, part, title in zip(axes, (image, picture), ("image $x_0$", "$f(x_0)$"), strict=False):
+        axis.imshow(part, vmin=0, vmax=1)
         axis.set_title(title)
+    for axis, part, title, cmap, unit in (
+        (axes[3], mask, "mask $(x_0 - f(x_0))^2$", CHANGE, "squared grey levels"),
+        (axes[4], gradient, r"gradient $\nabla E$", SIGNED, "grey levels"),
+        (axes[5], mask * gradient, "their product", SIGNED, "cubed grey levels"),
+    ):
+        scale = Scale([], largest(np.clip(part, *np.quantile(part, [0.002, 0.998]))), unit, cmap)
+        axis.set_title(title)
+        bar = drawn.colorbar(axis.imshow(part, cmap=cmap, norm=scale.norm), ax=axis, orientation="horizontal", label=unit)
+        bar.ax.tick_params(labelsize=7)
+        bar.locator = MaxNLocator(3)
+        bar.update_ticks()
+    axes[2].remove()
     return drawn
 
 
 def lam_alpha(pictures: np.ndarray, alphas: np.ndarray, lams: np.ndarray) -> Figure:
     """The projected crop for each alpha (columns) and lam (rows), [L, A, C, c, c]."""
-    return grid(list(pictures), [rf"$\lambda$ = {lam:g}" for lam in lams], [rf"$\alpha$ = {a:g}" for a in alphas])
+    return grid(list(pictures), [rf"$\lambda$ = {lam:g}" for lam in lams], [rf"$\alpha$ = {a:g}" for a in alphas], side=1.2)
 
 
 def weights(
     images: np.ndarray, pictures: np.ndarray, seen: np.ndarray, expected: np.ndarray, weight: np.ndarray, titles: np.ndarray
 ) -> Figure:
     """How the weight comes about: image, f(x), the roots of smoothed and of expected residual on one scale, w; [n, C, c, c]."""
-    top = max(float(np.sqrt(seen).max()), float(np.sqrt(expected).max()))
-    rows = [images, pictures, np.sqrt(seen) / top, np.sqrt(expected) / top, weight]
+    seen, expected = (np.sqrt(np.asarray(q, np.float32)) for q in (seen, expected))
     labels = ["$x_0$", "$f(x_0)$", r"$\sqrt{q}$", r"$\sqrt{e}$", "w"]
-    return grid(rows, labels, titles, maps=["gray", "gray", CHANGE, CHANGE, CHANGE], unit=(2, 3, 4))
+    scales = [Scale([2, 3], largest(seen, expected)), Scale([4], 1.0, "weight")]
+    return grid([images, pictures, seen, expected, weight], labels, titles, scales=scales)
 
 
 def descents(images: np.ndarray, pictures: np.ndarray, changes: np.ndarray, names: np.ndarray, titles: np.ndarray) -> Figure:
     """Where several rules end, [V, n, C, c, c], and what each changed, [V, n, c, c], on one colour scale."""
-    top = float(changes.max()) or 1.0
-    rows = [images, *[row for pair in zip(pictures, np.asarray(changes) / top, strict=True) for row in pair]]
-    labels = ["image", *[label for name in names for label in (str(name), "change")]]
-    maps, unit = ["gray", *["gray", CHANGE] * len(pictures)], range(2, len(rows), 2)
-    return grid(rows, labels, titles, maps=maps, unit=unit, side=1.0)
+    labels = ["image", *names.tolist(), *(f"change,\n{name}" for name in names)]
+    scale = Scale(range(1 + len(pictures), len(labels)), largest(changes))
+    return grid([images, *pictures, *changes], labels, titles, scales=[scale])
 
 
 def rules(images: np.ndarray, pictures: np.ndarray, names: np.ndarray, titles: np.ndarray) -> Figure:
     """Where several rules end, [V, n, C, c, c], under the images they began with."""
-    return grid([images, *pictures], ["image", *names.tolist()], titles, side=1.0)
+    return grid([images, *pictures], ["image", *names.tolist()], titles)
 
 
 def one_pixel(levels: np.ndarray, gradients: np.ndarray, paths: np.ndarray, names: np.ndarray, f: np.ndarray) -> Figure:
     """What each loss asks of a pixel of grey x painted as f: gradient [V, K] at ``levels`` [K], paths [V, T + 1, 2]."""
-    drawn, (left, right) = _axes(7.5, 2.6, 2)
+    drawn, (left, right) = _axes(WIDTH, 2.8, 2)
     left.plot(levels, gradients.T, label=names.tolist())
     left.axhline(0, color="0.5", lw=0.8)
     left.axvline(float(f), color="0.5", ls=":", lw=1)
@@ -308,41 +369,49 @@ def one_pixel(levels: np.ndarray, gradients: np.ndarray, paths: np.ndarray, name
     for i, path in enumerate(paths):
         right.plot(path, color=f"C{i}")
     right.axhline(float(f), color="0.5", ls=":", lw=1)
-    right.set(xlabel="iteration t", ylabel="$x_t$", ylim=(0, 1), title="masked steps from 0.8 and from 0.1")
-    left.legend(fontsize=7)
+    right.set(xlabel="iteration t", ylabel="$x_t$", ylim=(0, 1), title="masked, from 0.8 and 0.1")
+    drawn.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return drawn
 
 
 def article_bugs(images: np.ndarray, changes: np.ndarray, names: np.ndarray, titles: np.ndarray) -> Figure:
-    """What the article's loop changes, |x_T - x_0| [V, n, c, c], with each of its bugs by itself; one colour scale a row."""
-    maps = ["gray", *[CHANGE] * len(changes)]
-    return grid([images, *map(_root, changes)], ["image", *names.tolist()], titles, maps=maps, side=1.0)
+    """What the article's loop changes, |x_T - x_0| [V, n, c, c], with each of its bugs by itself, on one colour scale."""
+    scale = Scale(range(1, 1 + len(changes)), largest(changes), root=True)
+    return grid([images, *changes], ["image", *names.tolist()], titles, scales=[scale])
 
 
 # --- 05 figures
 def comparison(
-    images: np.ndarray, pictures: np.ndarray, projections: np.ndarray, masks: np.ndarray, titles: np.ndarray
+    images: np.ndarray, pictures: np.ndarray, projections: np.ndarray, masks: np.ndarray, titles: np.ndarray, truth: np.ndarray
 ) -> Figure:
-    """The article's second figure: test image, VAE reconstruction, projection, [n, C, c, c] each."""
-    return grid([images, pictures, projections], ["test image", "VAE", "projection"], titles, outlines=masks, side=1.3)
+    """The article's second figure, test image, VAE reconstruction and projection, and what it does not show: the change, and
+    the scene without its defect (``truth``, none where it is not known); [n, C, c, c] each.
+    """
+    change = _change(projections, images)
+    rows, labels = [images, pictures, projections], ["test image", "VAE", "projection"]
+    if len(truth):
+        rows, labels = [*rows, truth], [*labels, "truth"]
+    scale = Scale([len(rows)], largest(change))
+    return grid([*rows, change], [*labels, "change"], titles, scales=[scale], outlines=masks)
 
 
 def restoration(names: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> Figure:
     """PSNR to the scene without its defect, inside and outside the mask, [methods, images] each, dB.
 
-    The first method is the test image: outside the mask it is nearly the truth itself, far above the others, and left out.
+    The first method is the test image: outside the mask it is the truth but for resizing, far above the others, and only said.
     """
-    drawn, axes = _axes(7.5, 0.32 * len(names) + 0.8, 2)
-    for axis, values, title, first in zip(
-        axes, (inside, outside), ("inside the mask", "outside the mask"), (0, 1), strict=True
-    ):
+    drawn, axes = _axes(WIDTH, 0.34 * len(names) + 0.9, 2)
+    at = np.arange(len(names), 0, -1)
+    for axis, values, first in zip(axes, (inside, outside), (0, 1), strict=True):
         finite = [row[np.isfinite(row)] for row in values[first:]]  # infinite where a picture is the truth itself
-        at = np.arange(len(finite), 0, -1)
         look = {"medianprops": {"color": "C1"}, "flierprops": {"ms": 3}}
-        axis.boxplot(finite, positions=at, widths=0.55, orientation="horizontal", **look)
-        axis.plot([row.mean() if len(row) else np.nan for row in finite], at, "D", ms=4, label="mean")
-        axis.set(yticks=at, yticklabels=names[first:].tolist(), xlabel="PSNR, dB", title=title, ylim=(0.4, len(names) + 0.6))
-    axes[0].legend()
+        axis.boxplot(finite, positions=at[first:], widths=0.55, orientation="horizontal", **look)
+        axis.plot([row.mean() if len(row) else np.nan for row in finite], at[first:], "D", ms=4)
+        axis.set(yticks=at, xlabel="PSNR, dB", ylim=(0.4, len(names) + 0.6))
+    axes[0].set(yticklabels=names.tolist(), title="inside the mask (diamond: mean)")
+    axes[1].set(yticklabels=[], title="outside the mask")
+    level = np.nanmean(np.where(np.isfinite(outside[0]), outside[0], np.nan)) if np.isfinite(outside[0]).any() else np.inf
+    axes[1].text(0.5, at[0], f"untouched: {level:.0f} dB", transform=axes[1].get_yaxis_transform(), ha="center", va="center")
     return drawn
 
 
@@ -354,14 +423,16 @@ def repair_and_damage(names: np.ndarray, **curves: np.ndarray) -> Figure:
         curves: for each method ``<i>_passes`` [K], network passes so far; ``<i>_psnr`` [K], dB inside the masks;
             ``<i>_error`` [K], error power on normal crops.
     """
-    drawn, (left, right) = _axes(7.5, 2.8, 2)
+    drawn, (left, right) = _axes(WIDTH, 2.7, 2)
     for i, name in enumerate(names):
         passes, repair, damage = (curves[f"{i}_{key}"] for key in ("passes", "psnr", "error"))
         marker = "o" if len(passes) < 8 else None
         left.plot(passes, repair, label=str(name), marker=marker, ms=3)
         right.plot(passes, damage, label=str(name), marker=marker, ms=3)
-    left.set(xlabel="network passes", ylabel="PSNR, dB", title="repair: inside the masks", xscale="symlog")
-    right.set(xlabel="network passes", ylabel="error power", title="damage: normal crops", xscale="symlog", ylim=(0, None))
+    for axis in (left, right):
+        axis.set(xlabel="network passes", xscale="symlog", xticks=(0, 1, 10, 100), xticklabels=("0", "1", "10", "100"))
+    left.set(ylabel="PSNR, dB", title="repair: inside the masks")
+    right.set(ylabel="error power", title="damage: normal crops", ylim=(0, None))
     left.legend(loc="lower right")
     return drawn
 
@@ -369,30 +440,32 @@ def repair_and_damage(names: np.ndarray, **curves: np.ndarray) -> Figure:
 # --- 06 localization benchmark
 def roc_pro(fpr: np.ndarray, recall: np.ndarray, pro: np.ndarray, names: np.ndarray) -> Figure:
     """ROC and PRO curves of the smoothed maps, [methods, points] each."""
-    drawn, axes = _axes(7.5, 3, 2)
+    drawn, axes = _axes(WIDTH, 3.2, 2)
     for axis, values, label in zip(axes, (recall, pro), ("recall", "per-region overlap"), strict=True):
         axis.plot(fpr.T, values.T, label=names.tolist())
         axis.set(xlabel="false-positive rate", ylabel=label, xlim=(0, 0.3), ylim=(0, 1.01))
-    axes[1].legend(loc="lower right")
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return drawn
 
 
 def gallery(images: np.ndarray, masks: np.ndarray, residuals: np.ndarray, maps: np.ndarray, titles: np.ndarray) -> Figure:
-    """Whole images with their masks outlined, the VAE residual's map and the projection's, one column each."""
-    rows = [images, _root(residuals), _root(maps)]
-    return grid(rows, ["image", "VAE residual", "projection"], titles, maps=["gray", CHANGE, CHANGE], outlines=masks, side=1.35)
+    """Whole images with their masks outlined, the map of the VAE's squared residual and the projection's, a column each."""
+    scales = [Scale([1], largest(residuals), "score", root=True), Scale([2], largest(maps), "score", root=True)]
+    rows = [images, residuals, maps]
+    return grid(rows, ["image", "VAE residual", "projection"], titles, scales=scales, outlines=masks)
 
 
 def cases(images: np.ndarray, masks: np.ndarray, maps: np.ndarray, titles: np.ndarray) -> Figure:
     """The images localized best and worst, with their anomaly maps."""
-    return grid([images, _root(maps)], ["image", "anomaly map"], titles, maps=["gray", CHANGE], outlines=masks, side=1.5)
+    scale = Scale([1], largest(maps), "score", root=True)
+    return grid([images, maps], ["image", "anomaly map"], titles, scales=[scale], outlines=masks)
 
 
 # --- 07 ablations
 def ablation(labels: np.ndarray, change: np.ndarray, spread: np.ndarray) -> Figure:
     """The change of AP that each setting makes, [K], sorted; the band, ``spread`` [low, high], is what another seed makes."""
     order = np.argsort(change)
-    drawn, (axis,) = _axes(6.5, 0.165 * len(change) + 0.7, 1)
+    drawn, (axis,) = _axes(WIDTH, 0.165 * len(change) + 0.7, 1)
     axis.axvspan(*spread.tolist(), color="0.85", label="other seeds")
     axis.axvline(0, color="0.4", lw=0.8)
     axis.plot(change[order], np.arange(len(order)), "o", ms=4)
@@ -407,7 +480,8 @@ def network_sizes(millions: np.ndarray, ap: np.ndarray, names: np.ndarray) -> Fi
     drawn, (axis,) = _axes(4.5, 2.5, 1)
     axis.semilogx(millions, ap, "o-", ms=4)
     for x, y, name in zip(millions, ap, names, strict=True):
-        axis.annotate(str(name), (x, y), textcoords="offset points", xytext=(4, 5), fontsize=7)
+        axis.annotate(str(name), (x, y), textcoords="offset points", xytext=(4, 5))
+    axis.margins(x=0.15, y=0.2)
     axis.set(xlabel="parameters, millions", ylabel="pixel AP")
     return drawn
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and arrays that are made once."""
+"""Atomic writes of files and folders, and arrays that are computed once."""
 
 import glob
 import os
@@ -15,10 +15,10 @@ import psutil
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a path beside ``path`` to write a file or a folder to; at the end it becomes ``path``, deleted on failure.
+    """Atomic write of a file or a folder: yields a scratch path, renamed to ``path`` at the end, deleted on failure.
 
-    The bytes are on the disk before they get their name. What a killed process left of an earlier try is deleted first. Two
-    processes that write the same ``path`` do not meet: each has a scratch path of its own, and the later one stays.
+    It is flushed to disk (fsync) before the rename. What a killed process left of an earlier try is deleted first. Of two
+    processes that write the same ``path``, each has a scratch path of its own, and the later rename wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix, old = f".partial-{socket.gethostname()}-", path.with_name(f".old-{path.name}")
@@ -54,7 +54,7 @@ def _delete(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or every file of a folder, is on the disk."""
+    """Flush a file, or every file of a folder, to disk (fsync)."""
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
             with file.open("rb+") as opened:

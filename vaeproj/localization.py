@@ -33,7 +33,7 @@ def anomaly_maps(images: Tensor, score: Score, config: Config, *, at_once: int =
 
 def smooth(maps: Tensor, sigma: float, sigma_wide: float = 0.0) -> Tensor:
     """Gaussian filter of maps [N, H, W], sigma in pixels; 0 leaves them as they are. With ``sigma_wide``, the geometric mean of
-    both filters' maps: a change counts for more among others, and keeps its outline.
+    both filters' maps: the wide one favours changes among others, the narrow one keeps their outline.
     """
     if sigma_wide:
         maps = maps.clamp(min=0)  # rounding may leave 1 - SSIM below 0

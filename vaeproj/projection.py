@@ -51,7 +51,7 @@ class State:
 
     @property
     def reconstruction(self) -> Tensor:
-        """F(x_t), [B, C, H, W] in [0, 1]."""
+        """The VAE's f(x_t), [B, C, H, W] in [0, 1]."""
         return self.logits.sigmoid()
 
     def tensors(self) -> list[Tensor]:

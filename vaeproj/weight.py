@@ -61,11 +61,11 @@ def fit_expected(vae: VAE, crops: Tensor, terms: int = FEATURES) -> Tensor:
 
 
 def expected_residual(picture: Tensor, expected: Tensor) -> Tensor:
-    """E of f(x) [B, C, H, W], [B, 1, H, W], squared grey levels, from the coefficients of `fit_expected`."""
+    """Expected residual e of f(x) [B, C, H, W], [B, 1, H, W], squared grey levels, from the coefficients of `fit_expected`."""
     return (features(picture) @ expected[:-1]).clamp(min=expected[-1])
 
 
 def anomaly_weight(x_0: Tensor, picture: Tensor, expected: Tensor, config: Config) -> Tensor:
-    """W of each pixel of the image x_0 [B, C, H, W] beside what the VAE paints, in [0, 1], [B, 1, H, W]."""
+    """Weight w of each pixel of the image x_0 [B, C, H, W] beside what the VAE paints, in [0, 1], [B, 1, H, W]."""
     excess = smoothed_residual(x_0, picture) / (config.tolerance**2 * expected_residual(picture, expected))
     return torch.sigmoid(config.hardness * excess.clamp(min=1e-12).log())  # v / (1 + v), without overflow

@@ -1,13 +1,15 @@
 """What every notebook starts from: configuration, data, device, trained VAE, and a folder for what it makes."""
 
+import inspect
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
-from IPython.display import Image
+from IPython.display import Image, Markdown
 from torch import Tensor
 
 from . import figures
@@ -183,3 +185,8 @@ def synthgrid_root(config: Config) -> Path:
     """Where the embedded data set of this size and share is kept."""
     whole = config.synthgrid_size == 1024 and config.synthgrid_fraction == 1
     return DATA_DIR / ("synthgrid" if whole else f"synthgrid-{config.synthgrid_size}-{config.synthgrid_fraction:g}")
+
+
+def source(*objects: type | Callable[..., Any]) -> Markdown:
+    """The package's own source of classes and functions: what a page shows is what it runs."""
+    return Markdown("```python\n" + "\n\n".join(map(inspect.getsource, objects)) + "```")

@@ -45,6 +45,16 @@ class Setting:
         return f"python -m vaeproj run 04 {shlex.join(options)}"
 
 
+def idle(config: Config) -> set[str]:
+    """The hyper-parameters that change nothing as the others are."""
+    names = {"lam"} if config.descent == "anchored" else {"tolerance", "hardness"}
+    if config.descent == "article":
+        names |= {"coarse_weight"}
+    if not (config.alpha and config.iterations):  # nothing moves
+        names |= {"gradient", "lam"}
+    return names if config.iterations else names | {"alpha"}
+
+
 class Explorer:
     """Projects single crops of a workspace; the latest sheets are kept."""
 

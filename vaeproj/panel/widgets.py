@@ -1,7 +1,7 @@
-"""The panel of notebooks 04 and 05: choose a defect, drag the crop, move a hyper-parameter, play the iterations.
+"""The panel of notebooks 04 and 05: choose a defect, drag the crop, move a hyper-parameter, play the iterations, wipe.
 
-`Explorer` turns a `Setting` into a `Sheet`, which draws any iteration; `Panel` connects both to sliders. Where nobody can move
-a slider (papermill, nbval, GitHub) `explore` shows the picture alone.
+`Explorer` turns a `Setting` into a `Sheet`, which draws any iteration; `Panel` connects both to sliders and to two pictures
+with something to drag (`Stage`). Where nobody is there to move them (papermill, nbval, GitHub) `explore` shows the sheet alone.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from IPython.display import Image
 
 from ..config import DESCENTS, Config, UserError
 from ..workspace import Workspace
-from .explorer import Explorer, Setting
-from .sheet import HEIGHT, THUMBNAIL, WIDTH, jpeg, thumbnail
+from .explorer import Explorer, Setting, idle
+from .sheet import CORNERS, HEIGHT, THUMBNAIL, TILE, WIDTH, jpeg, thumbnail
+from .stage import Stage
 
 KNOBS = ("descent", "gradient", "alpha", "iterations", "lam", "tolerance", "hardness", "coarse_weight")
 # Stations of the sliders within Config's own bounds; iterations end where an answer takes half a minute.
@@ -31,8 +32,9 @@ LADDERS: dict[str, tuple[float, ...]] = {
     "tolerance": (1, 1.2, 1.4, 1.5, 1.6, 1.7, 1.8, 2, 2.5, 3, 4, 6),
     "hardness": (0.5, 1, 1.5, 2, 3, 4, 6, 8),
 }
+STATIC = 60  # JPEG quality of the picture without controls, which notebook files keep
 PAUSE = 0.08  # seconds without a further change before an answer is computed: a held key asks once
-LABELLED: dict[str, Any] = {"style": {"description_width": "92px"}, "layout": {"width": "300px"}}
+LABELLED: dict[str, Any] = {"style": {"description_width": "96px"}, "layout": {"width": "auto"}}
 CODE = '<code style="display: block; user-select: all; white-space: pre-wrap; font-size: 11px; line-height: 1.4">{}</code>'
 SHARE = f"<small>Share this setting: it gives every figure of notebook 4</small>{CODE}"
 
@@ -52,7 +54,7 @@ def explore(ws: Workspace, name: str | None = None, *, knobs: Iterable[str] = KN
     setting = explorer.start(name)
     if somebody_there(get_ipython()):
         return Panel(explorer, setting, knobs)
-    return Image(jpeg(explorer.sheet(setting).draw(setting.config.iterations)), format="jpeg")
+    return Image(jpeg(explorer.sheet(setting).draw(setting.config.iterations), STATIC), format="jpeg")
 
 
 def somebody_there(shell: object) -> bool:
@@ -82,18 +84,20 @@ class Panel(widgets.HBox):
     def __init__(self, explorer: Explorer, setting: Setting, knobs: Iterable[str] = KNOBS) -> None:
         self.explorer, self.ws = explorer, explorer.ws
         self._timer: asyncio.TimerHandle | None = None
-        super().__init__([self._left(setting, knobs), self._right()], layout={"flex_flow": "row wrap", "overflow": "visible"})
+        self.share = widgets.HTML(layout={"flex": "1 0 100%"}).add_class("vaeproj-share")
+        parts = [self._left(setting, knobs), self._right(), self.share]
+        super().__init__(parts, layout={"flex_flow": "row wrap", "grid_gap": "8px"})
         self.add_class("vaeproj-panel")
-        self._frame()
         self._answer()
         self.defect.observe(self._list_images, "value")
-        self.image.observe(self._centre, "value")
+        self.image.observe(self._open, "value")
         self.centre.on_click(self._centre)
-        for widget in (self.x, self.y, *self.knobs.values()):
-            widget.observe(self._ask, "value")
+        self.crop.observe(self._ask, "at")
+        for knob in self.knobs.values():
+            knob.observe(self._ask, "value")
         if "descent" in self.knobs:
             self.knobs["descent"].observe(self._bring_along, "value")
-        for widget in (self.t, self.outline):
+        for widget in (self.t, self.outline, self.lock):
             widget.observe(self._show, "value")
 
     def _left(self, setting: Setting, knobs: Iterable[str]) -> widgets.VBox:
@@ -102,41 +106,55 @@ class Panel(widgets.HBox):
         self.image = widgets.Dropdown(description="image", **LABELLED)
         self._list_images()
         self.image.value = setting.name
-        self.whole = widgets.Image(format="jpeg", width=THUMBNAIL, height=THUMBNAIL, layout={"margin": "2px"})
-        room, side = setting.config.image_size - setting.config.crop_size, f"{THUMBNAIL}px"
-        rail = {"max": room, "readout": False, "disabled": room == 0, "tooltip": "drag the crop over the image"}
-        self.x = widgets.IntSlider(setting.left, layout={"width": side, "margin": "0 2px"}, **rail)
-        self.y = widgets.IntSlider(room - setting.top, orientation="vertical", layout={"height": side, "width": "24px"}, **rail)
-        self.centre = widgets.Button(description="centre", tooltip="centre the crop on the defect", layout={"width": "80px"})
-        self.outline = widgets.Checkbox(True, description="outline defect", indent=False, layout={"width": "118px"})
-        self.where = widgets.HTML()
+        whole, side = setting.config.image_size, setting.config.crop_size
+        self.crop = Stage(
+            jpeg=self._thumbnail(), size=(whole, whole), area=(0, 0, whole, whole), box=(side, side),
+            at=(setting.left, setting.top), label="the crop: drag it over the image",
+            layout={"width": f"{THUMBNAIL}px", "margin": "2px"},
+        ).add_class("vaeproj-crop")  # fmt: skip
+        self.centre = widgets.Button(description="centre", tooltip="centre the crop on the defect", layout={"width": "64px"})
+        self.outline = _tick("outline", "the defect's border", value=True)
+        self.lock = _tick("lock scale", "keep the change's colours as they are, to compare two descents", value=False)
         self.knobs = {name: control(name, getattr(setting.config, name)) for name in knobs}
-        crop = _box(widgets.HBox, _box(widgets.VBox, self.whole, self.x), self.y)
-        buttons = _box(widgets.HBox, self.centre, self.outline, self.where)
-        return _box(widgets.VBox, self.defect, self.image, crop, buttons, *self.knobs.values(), width="310px")
+        buttons = widgets.HBox([self.centre, self.outline, self.lock])
+        parts = [self.defect, self.image, self.crop, buttons, *self.knobs.values()]
+        return widgets.VBox(parts, layout={"width": f"{THUMBNAIL + 4}px"})
 
     def _right(self) -> widgets.VBox:
-        self.picture = widgets.Image(format="jpeg", width=WIDTH, height=HEIGHT).add_class("vaeproj-picture")
-        self.play = widgets.Play(max=0, interval=100, show_repeat=False)
-        self.t = widgets.IntSlider(description="iteration", max=0, layout={"width": "400px"}).add_class("vaeproj-iteration")
+        self.picture = Stage(
+            size=(WIDTH, HEIGHT), area=(*CORNERS[2], TILE, TILE), box=(0, TILE), cover=CORNERS[0],
+            label="drag to lay the image over its projection",
+        ).add_class("vaeproj-picture")  # fmt: skip
+        self.play = widgets.Play(max=0, interval=100, show_repeat=False, layout={"width": "88px"})
+        self.t = widgets.IntSlider(
+            description="iteration", max=0, style={"description_width": "60px"}, layout={"flex": "1 1 0", "width": "auto"}
+        ).add_class("vaeproj-iteration")
         widgets.jslink((self.play, "value"), (self.t, "value"))
-        self.status, self.share = (widgets.HTML().add_class(f"vaeproj-{name}") for name in ("status", "share"))
-        bar = _box(widgets.HBox, self.play, self.t)
-        return _box(widgets.VBox, self.picture, bar, self.status, self.share, width=f"{WIDTH + 4}px")
+        self.status = widgets.HTML().add_class("vaeproj-status")
+        parts = [self.picture, widgets.HBox([self.play, self.t]), self.status]
+        return widgets.VBox(parts, layout={"flex": "1 1 300px", "max_width": f"{WIDTH}px"})
 
     @property
     def setting(self) -> Setting:
         """What the controls say now."""
-        values = {name: knob.value for name, knob in self.knobs.items()}
-        return Setting(self.image.value, self.y.max - self.y.value, self.x.value, self.ws.config.replace(**values))
+        (left, top), values = self.crop.at, {name: knob.value for name, knob in self.knobs.items()}
+        return Setting(self.image.value, top, left, self.ws.config.replace(**values))
 
     def _list_images(self, _: object = None) -> None:
         names = [name for name in self.ws.test.names if name.split("/")[0] == self.defect.value]
-        self.image.options = [(name.split("/")[1], name) for name in names]  # chooses the first, which centres the crop
+        self.image.options = [(name.split("/")[1], name) for name in names]  # chooses the first
 
-    def _centre(self, _: object) -> None:
+    def _thumbnail(self) -> bytes:
+        i, test = self.ws.test.index(self.image.value), self.ws.test
+        return jpeg(thumbnail(test.images[i].cpu().numpy(), test.gt_masks[i]), 90)
+
+    def _open(self, _: object) -> None:
+        self.crop.jpeg = self._thumbnail()
+        self._centre()
+
+    def _centre(self, _: object = None) -> None:
         setting = self.explorer.start(self.image.value)
-        self.x.value, self.y.value = setting.left, self.y.max - setting.top
+        self.crop.at = (setting.left, setting.top)
         self._ask()
 
     def _bring_along(self, _: object) -> None:
@@ -145,16 +163,8 @@ class Panel(widgets.HBox):
             if name in self.knobs:
                 self.knobs[name].value = value
 
-    def _frame(self) -> None:
-        """Draw the crop's frame in the whole image."""
-        setting, test = self.setting, self.ws.test
-        i, side = test.index(setting.name), setting.config.crop_size
-        self.whole.value = jpeg(thumbnail(test.images[i].cpu().numpy(), test.gt_masks[i], setting.top, setting.left, side), 90)
-        self.where.value = f"<small>x {setting.left}, y {setting.top}</small>"
-
     def _ask(self, _: object = None) -> None:
-        """Move the crop's frame; answer when the controls rest, or at once where no event loop runs."""
-        self._frame()
+        """Answer when the controls rest, or at once where no event loop runs."""
         if self._timer is not None:
             self._timer.cancel()
         self._say("computing ...")
@@ -168,20 +178,35 @@ class Panel(widgets.HBox):
         start = time.perf_counter()
         try:
             setting = self.setting
-            self.sheet = self.explorer.sheet(setting)
+            sheet = self.explorer.sheet(setting)
         except Exception as error:  # in a callback, nobody else would see it
             self._say(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", "#b00020")
             return
-        self.shown, self.took = setting, time.perf_counter() - start
+        if setting != self.setting:  # JupyterLab's messages come in several threads: a later answer is under way
+            return
+        self.sheet, self.shown, self.took = sheet, setting, time.perf_counter() - start
         at_end = self.t.value == self.t.max
         self.t.max = self.play.max = setting.config.iterations
         self.t.value = self.t.max if at_end else self.t.value
+        self._disable()
         self._show()
+
+    def _disable(self) -> None:
+        """What would change nothing now."""
+        setting, idle_knobs = self.shown, idle(self.shown.config)
+        for name, knob in self.knobs.items():
+            knob.disabled = name in idle_knobs
+        self.play.disabled = self.t.disabled = not setting.config.iterations
+        self.outline.disabled = not self.sheet.edge.getbbox()
+        centred = self.explorer.start(setting.name)
+        self.centre.disabled = (setting.left, setting.top) == (centred.left, centred.top)
 
     def _show(self, _: object = None) -> None:
         """The sheet at the play bar's iteration."""
         t = self.t.value
-        self.picture.value = jpeg(self.sheet.draw(t, outline=self.outline.value))
+        if not self.lock.value:
+            self.white = self.sheet.white
+        self.picture.jpeg = jpeg(self.sheet.draw(t, outline=self.outline.value, white=self.white))
         reconstruction, distance = self.sheet.terms[t]
         energy = f"E = reconstruction {reconstruction:.2f} + distance {distance:.2f} = {reconstruction + distance:.2f}"
         self._say(f"{energy}; answered in {self.took:.1f} s")
@@ -191,9 +216,9 @@ class Panel(widgets.HBox):
         self.status.value = f'<span style="color: {color}">{html.escape(text)}</span>'
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict[str, object]:
-        picture, _ = Image(self.picture.value, format="jpeg")._repr_mimebundle_()
+        picture, _ = Image(self.picture.jpeg, format="jpeg")._repr_mimebundle_()
         return super()._repr_mimebundle_(**kwargs) | picture | {"text/plain": f"Panel({self.shown.caption})"}
 
 
-def _box(kind: type[widgets.Box], *children: widgets.Widget, **style: str) -> widgets.Box:
-    return kind(children, layout={"overflow": "visible", **style})
+def _tick(description: str, tooltip: str, *, value: bool) -> widgets.Checkbox:
+    return widgets.Checkbox(value, description=description, tooltip=tooltip, indent=False, layout={"width": "auto"})

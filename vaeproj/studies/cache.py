@@ -1,4 +1,4 @@
-"""What a study has computed already, found by everything that made it."""
+"""A cache of what studies have computed, keyed by everything that it depends on."""
 
 import hashlib
 import json

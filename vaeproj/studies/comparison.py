@@ -25,7 +25,7 @@ from .pca import PCA_CROPS, pca_score
 from .proxy import proxy_workspace
 
 LABEL_FREE_QUANTILE = 0.999  # of normal images' anomaly maps
-ARTICLE_CHUNK = {"cpu": 32, "cuda": 256}  # tiles a call: its stale gradient keeps the graph of every iteration in memory
+ARTICLE_CHUNK = {"cpu": 32, "cuda": 256}  # tiles per call: its stale gradient keeps the graph of every iteration in memory
 OPPONENTS = ("VAE residual", "composite", "projection, paper")  # how the names of methods begin that a gain is stated above
 NORMAL = 64  # crops without a defect, on which a repair should do nothing
 TAKEN_AGAIN = 5  # network passes of the composite whose f(x) is taken again
@@ -153,11 +153,11 @@ def restorers(ws: Workspace) -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
-def defects_and_truth(ws: Workspace) -> tuple[Tensor, Tensor, Tensor]:
-    """Crops centred on every test image's defect and the scenes without them (SynthGrid knows those), [N, C, crop, crop] in
-    [0, 1] each; and the masks between the two, bool [N, crop, crop].
+def defects_and_truth(ws: Workspace, names: list[str] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Crops centred on the defects of test images (None: of all) and the scenes without them (SynthGrid knows those),
+    [N, C, crop, crop] in [0, 1] each; and the masks between the two, bool [N, crop, crop].
     """
-    names = [name for name in ws.test.names if not name.startswith("good/")]
+    names = names or [name for name in ws.test.names if not name.startswith("good/")]
     crops, masks, corners = ws.crops_at(names)
     side = ws.config.crop_size
     scenes = to_unit(load_clean(ws.folder, names, ws.config.image_size).to(ws.device))
@@ -214,7 +214,7 @@ def means(rows: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
 
 
 def table(methods: dict[str, Any]) -> str:
-    """Markdown: a row a method, smoothed metrics with the spread over seeds, raw pixel AUROC last."""
+    """Markdown: a row per method, smoothed metrics with the spread over seeds, raw pixel AUROC last."""
     lines = ["| method | " + " | ".join(METRICS) + " | raw pixel_AUROC |", "|---|" + "---|" * (len(METRICS) + 1)]
     for name, row in methods.items():
         seeds = {key: [seed[key] for seed in row["seeds"].values()] for key in METRICS}
