@@ -42,7 +42,7 @@ results: $(READY) ## run notebooks 01 to 05 and write results/quick/
 test: $(READY) ## run every test and every notebook, but for the browser tests
 	$(PY) -m pytest -n 2 --dist loadfile -m "not browser" $(PYTEST_ARGS)
 
-test-browser: $(READY) ## run the tests that drive JupyterLab in Chromium
+test-browser: $(READY) ## run the tests that drive panel, player and site in Chromium
 	$(PY) -m pytest -m browser $(PYTEST_ARGS)
 
 bench: $(READY) ## run the scripts of benchmarks/ one after another

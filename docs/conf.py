@@ -23,7 +23,7 @@ nb_render_markdown_format = "myst"
 html_theme = "furo"
 html_theme_options = {"top_of_page_buttons": ["view"]}  # the source of the page, which is in the site too
 html_sourcelink_suffix = ""
-html_static_path = ["_static", *([str(PLAYER)] if PLAYER.exists() else [])]
+html_static_path = ["_static", str(PLAYER)]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
 html_show_copyright = html_use_index = False
@@ -63,7 +63,7 @@ def describe(app: Sphinx, page: nodes.document) -> None:
 def play(app: Sphinx, page: nodes.document) -> None:
     """Put the player in the place of the animation, which stays for readers without JavaScript."""
     up = "../" * app.env.docname.count("/")
-    for picture in [picture for picture in page.findall(nodes.image) if picture["uri"].endswith(".gif") and PLAYER.exists()]:
+    for picture in [picture for picture in page.findall(nodes.image) if picture["uri"].endswith(".gif")]:
         frame = f'<iframe src="{up}_static/{PLAYER.name}" title="{escape(picture["alt"])}" loading="lazy"></iframe>'
         before, after = (nodes.raw("", html, format="html") for html in (frame + "<noscript>", "</noscript>"))
         picture.replace_self([before, picture.deepcopy(), after])
