@@ -20,6 +20,7 @@ myst_heading_anchors = 3
 myst_heading_anchors_html_ids = True
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"
+nb_merge_streams = True
 html_theme = "furo"
 html_theme_options = {"top_of_page_buttons": ["view"]}  # the source of the page, which is in the site too
 html_sourcelink_suffix = ""

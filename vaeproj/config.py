@@ -222,6 +222,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     # tried, and what had been seen of the test images.
     "best": {
         "steps": 8000, "alpha": 0.1, "iterations": 60, "tolerance": 2.0, "hardness": 2.0, "coarse_weight": 4.0,
-        "sigma_wide": 18.0,
+        "score": "l1_ssim", "sigma_wide": 18.0,
     },
 }  # fmt: skip

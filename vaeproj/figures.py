@@ -245,7 +245,7 @@ def snapshots(probe: np.ndarray, pictures: np.ndarray, steps: np.ndarray) -> Fig
 def samples(pictures: np.ndarray) -> Figure:
     """Pictures decoded from z ~ N(0, I), [n, C, c, c]."""
     half = len(pictures) // 2
-    return grid([pictures[:half], pictures[half:]], ["prior", "samples"], side=0.85)
+    return grid([pictures[:half], pictures[half:]], ["samples", "samples"], side=0.85)
 
 
 # --- 03 baseline reconstruction
@@ -296,6 +296,7 @@ def energy_curves(terms: np.ndarray, names: np.ndarray) -> Figure:
     right.set_prop_cycle(None)
     right.plot(terms[..., 1], ls="--")
     left.set(xlabel="iteration t", ylabel="squared grey levels", title="energy $E$", ylim=(0, None))
+    right.sharey(left)
     right.set(xlabel="iteration t", title="reconstruction (solid), distance (dashed)", ylim=(0, None))
     right.title.set_fontsize(8)
     drawn.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -324,7 +325,8 @@ def soft_mask(image: np.ndarray, picture: np.ndarray, gradient: np.ndarray) -> F
     ):
         scale = Scale([], largest(np.clip(part, *np.quantile(part, [0.002, 0.998]))), unit, cmap)
         axis.set_title(title)
-        bar = drawn.colorbar(axis.imshow(part, cmap=cmap, norm=scale.norm), ax=axis, orientation="horizontal", label=unit)
+        shown, beyond = axis.imshow(part, cmap=cmap, norm=scale.norm), "max" if cmap == CHANGE else "both"
+        bar = drawn.colorbar(shown, ax=axis, orientation="horizontal", label=unit, extend=beyond)
         bar.ax.tick_params(labelsize=7)
         bar.locator = MaxNLocator(3)
         bar.update_ticks()
@@ -343,7 +345,7 @@ def weights(
     """How the weight comes about: image, f(x), the roots of smoothed and of expected residual on one scale, w; [n, C, c, c]."""
     seen, expected = (np.sqrt(np.asarray(q, np.float32)) for q in (seen, expected))
     labels = ["$x_0$", "$f(x_0)$", r"$\sqrt{q}$", r"$\sqrt{e}$", "w"]
-    scales = [Scale([2, 3], largest(seen, expected)), Scale([4], 1.0, "weight")]
+    scales = [Scale([2, 3], largest(seen, expected), root=True), Scale([4], 1.0, "weight")]
     return grid([images, pictures, seen, expected, weight], labels, titles, scales=scales)
 
 
@@ -407,11 +409,19 @@ def restoration(names: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> F
         look = {"medianprops": {"color": "C1"}, "flierprops": {"ms": 3}}
         axis.boxplot(finite, positions=at[first:], widths=0.55, orientation="horizontal", **look)
         axis.plot([row.mean() if len(row) else np.nan for row in finite], at[first:], "D", ms=4)
-        axis.set(yticks=at, xlabel="PSNR, dB", ylim=(0.4, len(names) + 0.6))
-    axes[0].set(yticklabels=names.tolist(), title="inside the mask (diamond: mean)")
+        axis.set(yticks=at, xlabel="PSNR, dB (diamond: mean)", ylim=(0.4, len(names) + 0.6))
+    axes[0].set(yticklabels=names.tolist(), title="inside the mask")
     axes[1].set(yticklabels=[], title="outside the mask")
     level = np.nanmean(np.where(np.isfinite(outside[0]), outside[0], np.nan)) if np.isfinite(outside[0]).any() else np.inf
-    axes[1].text(0.5, at[0], f"untouched: {level:.0f} dB", transform=axes[1].get_yaxis_transform(), ha="center", va="center")
+    axes[1].text(
+        0.5,
+        at[0],
+        f"test image: {level:.0f} dB,\noff the axis",
+        transform=axes[1].get_yaxis_transform(),
+        ha="center",
+        va="center",
+        backgroundcolor="w",
+    )
     return drawn
 
 
