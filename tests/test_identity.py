@@ -16,8 +16,8 @@ TRAINING = (
 EXPECTED = (weight.features, weight.smoothed_residual, weight.fit_expected)
 KNOWN = {
     "DECODING_VERSION": (2, "e2af9bbaec0d8693"),
-    "TRAINING_VERSION": (2, "84641cfb4a3bfe06"),
-    "EXPECTED_VERSION": (1, "f3c902246460dffc"),
+    "TRAINING_VERSION": (2, "b723d85cee32ebce"),
+    "EXPECTED_VERSION": (1, "d002a955883f199d"),
 }
 
 

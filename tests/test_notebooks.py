@@ -53,7 +53,10 @@ def test_is_committed_as_it_ran_with_its_figures(path):
         assert not any(o.output_type == "error" or o.get("name") == "stderr" for o in cell.outputs), cell.source
     assert any("image/jpeg" in o.get("data", {}) for c in code for o in c.outputs), "no figure"
     assert path.stat().st_size < 500_000
-    exercises = "\n".join(cell.source for cell in notebook.cells).split("## Exercises")[1]
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert not re.findall(r"^(?:%|\+\+\+).*", prose, re.MULTILINE), "the site takes such a line for a comment"
+    exercises = prose.split("## Exercises")[1]
+    assert exercises.count("<details>") == exercises.count("</details>") == exercises.count("*Hint:*")
     assert len(re.findall(r"^\d\. ", exercises, re.M)) == exercises.count("*Hint:*") >= 3
 
 

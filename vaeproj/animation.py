@@ -5,19 +5,17 @@ import json
 from pathlib import Path
 
 import imageio.v3 as iio
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .figures import CHANGE, displayable
+from .figures import MAGMA, SANS, displayable
 
 PLAYER = Path(__file__).with_name("player.html")
 FRAME_MS, START_MS, HOLD_MS = 90, 600, 1800  # an iteration, x_0, and x_T: the still that the loop begins with
 MOST_FRAMES = 20
 PANEL, HEAD, GAP, BAR = 256, 34, 12, 28  # side of a picture, its title, the space between two, width of the colour bar, pixels
 CORNERS = [(GAP + x * (PANEL + GAP), HEAD + y * (PANEL + HEAD + GAP)) for y in range(2) for x in range(3)]
-MAGMA = matplotlib.colormaps[CHANGE](np.arange(256), bytes=True)[:, :3]
-FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 22)  # read at half its size, too
+FONT = ImageFont.truetype(str(SANS), 22)  # read at half its size, too
 
 
 def save_animation(frames: np.ndarray, picture: np.ndarray, stem: Path, truth: np.ndarray | None = None) -> list[Path]:

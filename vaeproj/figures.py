@@ -25,6 +25,8 @@ STYLE = Path(__file__).with_name("vaeproj.mplstyle")
 CHANGE = "magma"  # colour map of magnitudes: residuals, changes, anomaly maps
 SIGNED = "RdBu_r"  # of signed quantities
 OUTLINE = "#E69F00"  # of masks
+MAGMA = matplotlib.colormaps[CHANGE](np.arange(256), bytes=True)[:, :3]  # for pictures that matplotlib does not draw
+SANS = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 WIDTH = 5.6  # of plots, inches: on a phone they shrink to two thirds, and must still be read
 GREY_LEVELS = "grey levels"  # black 0, white 1
 

@@ -110,12 +110,12 @@ class VAE(nn.Module):
         return self.posterior.out_features // 2
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """X [B, C, H, W] in [0, 1] -> mean and log-variance of q(z | x), each [B, latent_dim]."""
+        """Pictures x [B, C, H, W] in [0, 1] -> mean and log-variance of q(z | x), each [B, latent_dim]."""
         mean, log_var = self.posterior(self.encoder(x)).chunk(2, dim=1)
         return mean, log_var
 
     def decode(self, z: Tensor) -> Tensor:
-        """Z [B, latent_dim] -> logits of the pixels, [B, C, H, W]; their sigmoid is the picture."""
+        """Codes z [B, latent_dim] -> logits of the pixels, [B, C, H, W]; their sigmoid is the picture."""
         return self.decoder(z)
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,7 +36,7 @@ def features(picture: Tensor) -> Tensor:
 
 
 def smoothed_residual(x: Tensor, picture: Tensor) -> Tensor:
-    """Q, the mean over channels and the surroundings of (x - f)^2, [B, 1, H, W], squared grey levels."""
+    """Smoothed residual q, the mean over channels and the surroundings of (x - f)^2, [B, 1, H, W], squared grey levels."""
     return gaussian_blur((x - picture).square().mean(1, keepdim=True), CONTEXT * x.shape[-1])
 
 

@@ -1,1 +1,1 @@
-"""The panel of notebooks 04 and 05."""
+"""The panel of notebook 04."""

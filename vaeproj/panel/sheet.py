@@ -1,7 +1,6 @@
 """One crop's trajectory as one picture, drawn with numpy and PIL; matplotlib draws the energy's curve, once a trajectory."""
 
 import io
-from pathlib import Path
 
 import matplotlib.style
 import numpy as np
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion
 
-from ..figures import CHANGE, STYLE
+from ..figures import MAGMA, SANS, STYLE
 from ..projection import State
 
 TILE, HEAD, GAP, CURVE = 256, 22, 8, 150  # side of a picture, its title, the space between two, height of the curve, pixels
@@ -21,8 +20,7 @@ AXES = (0.08, 0.34, 0.89, 0.63)  # of the curve: left, bottom, width and height 
 BAR = (158, 50, 10)  # of the change's colours: left, width and height
 THUMBNAIL = 246  # side of the whole image, pixels
 OUTLINE = (230, 159, 0)  # of masks, as in the figures
-MAGMA = matplotlib.colormaps[CHANGE](np.arange(256), bytes=True)[:, :3]
-FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 14)
+FONT = ImageFont.truetype(str(SANS), 14)
 
 
 class Sheet:

@@ -1,4 +1,4 @@
-"""The panel of notebooks 04 and 05: choose a defect, drag the crop, move a hyper-parameter, play the iterations, wipe.
+"""The panel of notebook 04: choose a defect, drag the crop, move a hyper-parameter, play the iterations, wipe.
 
 `Explorer` turns a `Setting` into a `Sheet`, which draws any iteration; `Panel` connects both to sliders and to two pictures
 with something to drag (`Stage`). Where nobody is there to move them (papermill, nbval, GitHub) `explore` shows the sheet alone.
