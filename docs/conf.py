@@ -1,6 +1,7 @@
 """The site that `make html` makes. notebooks, results/reference and ja.md are links to what the repository has elsewhere."""
 
 import re
+import subprocess
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,14 @@ from sphinx.environment import BuildEnvironment
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAYER = ROOT / "results" / "reference" / "projection.html"
+ORIGIN = subprocess.run(["git", "-C", str(ROOT), "config", "remote.origin.url"], capture_output=True, text=True).stdout
+
+
+def repository(origin: str) -> str:
+    """The page of the repository that this copy was cloned from, such as git@HOST:OWNER/NAME.git; none for a folder."""
+    address = re.fullmatch(r"(?:https://|ssh://git@|git@)(?:[^@/]+@)?([\w.-]+)[:/]([\w./-]+?)(?:\.git)?/?", origin.strip())
+    return f"https://{address[1]}/{address[2]}" if address else ""
+
 
 project = html_title = "Find defects by repairing them"
 extensions = ["myst_nb", "sphinx-mathjax-offline"]
@@ -23,6 +32,8 @@ nb_render_markdown_format = "myst"
 nb_merge_streams = True
 html_theme = "furo"
 html_theme_options = {"top_of_page_buttons": ["view"]}  # the source of the page, which is in the site too
+if home := repository(ORIGIN):
+    html_theme_options["footer_icons"] = [{"name": "Repository", "url": home, "html": "Repository", "class": ""}]
 html_sourcelink_suffix = ""
 html_static_path = ["_static", str(PLAYER)]
 html_css_files = ["site.css"]

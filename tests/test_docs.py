@@ -58,7 +58,7 @@ def test_player_stands_where_the_animation_is(site):
     folder, pages = site
     for name in ("index", "notebooks/05_figures"):
         page = pages[folder / f"{name}.html"]
-        (address,) = [load for load in page.loads if load.endswith(PLAYER.name)]
+        (address,) = [load for load in page.loads if load.endswith(f"_static/{PLAYER.name}")]
         assert ((folder / name).parent / address).read_bytes() == PLAYER.read_bytes()
 
 
@@ -68,6 +68,18 @@ def test_both_languages_lead_to_each_other(site):
     assert 'lang="en"' in english.text and re.search('href="ja.html">.*日本語', english.article)
     links = {"index.html", *(f"notebooks/{path.stem}.html" for path in NOTEBOOKS)}
     assert 'lang="ja"' in japanese.text and links <= set(re.findall(r'href="([^"]+)"', japanese.article))
+
+
+@pytest.mark.parametrize(("origin", "home"), [
+    ("git@github.com:someone/vaeproj.git", "https://github.com/someone/vaeproj"),
+    ("https://github.com/someone/vaeproj\n", "https://github.com/someone/vaeproj"),
+    ("https://token@git.example.org/a/b/vaeproj.git", "https://git.example.org/a/b/vaeproj"),
+    ("/srv/git/vaeproj.git", ""), ("../vaeproj", ""), ("", ""),
+])  # fmt: skip
+def test_site_links_to_where_it_was_cloned_from(origin, home):
+    names = {"__file__": str(PROJECT_ROOT / "docs/conf.py")}
+    exec(compile((PROJECT_ROOT / "docs/conf.py").read_text(), "conf.py", "exec"), names)
+    assert names["repository"](origin) == home
 
 
 def test_nothing_comes_from_elsewhere_and_every_address_leads_somewhere(site):

@@ -252,10 +252,10 @@ def test_project_and_trajectory_are_the_descent_of_each_tile(vae, vae64, expecte
     before = x_0.clone()
     alone = torch.stack([one_at_a_time(vae64, x[None], settings, expected) for x in x_0], 1).float()
     for chunk in (3, 64):  # more tiles than are taken at once, and fewer
-        torch.testing.assert_close(project(vae, x_0, settings, expected, chunk=chunk), alone[-1], rtol=0, atol=5e-4)
+        torch.testing.assert_close(project(vae, x_0, settings, expected, chunk=chunk), alone[-1], rtol=0, atol=1e-3)
     path = trajectory(vae, x_0, settings, expected)
     assert path.x.shape == path.reconstruction.shape == (settings.iterations + 1, *x_0.shape)
-    torch.testing.assert_close(path.x, alone, rtol=0, atol=5e-4)
+    torch.testing.assert_close(path.x, alone, rtol=0, atol=1e-3)
     assert torch.equal(x_0, before)
     assert (alone[-1] - x_0).abs().mean() > 1e-3
 
