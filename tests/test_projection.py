@@ -250,12 +250,13 @@ CASES = {
 def test_project_and_trajectory_are_the_descent_of_each_tile(vae, vae64, expected, changes):
     settings, x_0 = config(**changes), graded(vae, 7)
     before = x_0.clone()
-    alone = torch.stack([one_at_a_time(vae64, x[None], settings, expected) for x in x_0], 1).float()
+    alone = torch.stack([one_at_a_time(vae64, x[None], settings, expected) for x in x_0], 1)
     for chunk in (3, 64):  # more tiles than are taken at once, and fewer
-        torch.testing.assert_close(project(vae, x_0, settings, expected, chunk=chunk), alone[-1], rtol=0, atol=1e-3)
-    path = trajectory(vae, x_0, settings, expected)
+        torch.testing.assert_close(project(vae, x_0, settings, expected, chunk=chunk), alone[-1].float(), rtol=0, atol=5e-4)
+    # In float64: on the way, float32 rounds differently on each processor, and rounding decides which steps are taken back.
+    path = trajectory(vae64, x_0.double(), settings, expected)
     assert path.x.shape == path.reconstruction.shape == (settings.iterations + 1, *x_0.shape)
-    torch.testing.assert_close(path.x, alone, rtol=0, atol=1e-3)
+    torch.testing.assert_close(path.x, alone, rtol=0, atol=5e-4)
     assert torch.equal(x_0, before)
     assert (alone[-1] - x_0).abs().mean() > 1e-3
 
