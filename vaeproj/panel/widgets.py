@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import html
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import ipywidgets as widgets
@@ -39,21 +38,14 @@ CODE = '<code style="display: block; user-select: all; white-space: pre-wrap; fo
 SHARE = f"<small>Share this setting: it gives every figure of notebook 4</small>{CODE}"
 
 
-def explore(ws: Workspace, name: str | None = None, *, knobs: Iterable[str] = KNOBS) -> Panel | Image:
-    """The panel where somebody can use it, else its picture.
-
-    Args:
-        ws: what the notebook opened.
-        name: test image shown first, such as ``bent/000``; None: the first one with a defect.
-        knobs: hyper-parameters that get a control, of `KNOBS`.
-
-    Raises:
-        UserError: no such image.
+def explore(ws: Workspace, name: str | None = None) -> Panel | Image:
+    """The panel where somebody can use it, else its picture, at a test image such as ``bent/000``; None: the first one with a
+    defect. A `UserError` where there is no such image.
     """
     explorer = Explorer(ws)
     setting = explorer.start(name)
     if somebody_there(get_ipython()):
-        return Panel(explorer, setting, knobs)
+        return Panel(explorer, setting)
     return Image(jpeg(explorer.sheet(setting).draw(setting.config.iterations), STATIC), format="jpeg")
 
 
@@ -81,11 +73,11 @@ def control(name: str, value: Any) -> widgets.ValueWidget:
 class Panel(widgets.HBox):
     """The controls left, the sheet with its play bar right; in a notebook file also a picture, as GitHub shows no widgets."""
 
-    def __init__(self, explorer: Explorer, setting: Setting, knobs: Iterable[str] = KNOBS) -> None:
+    def __init__(self, explorer: Explorer, setting: Setting) -> None:
         self.explorer, self.ws = explorer, explorer.ws
         self._timer: asyncio.TimerHandle | None = None
         self.share = widgets.HTML(layout={"flex": "1 0 100%"}).add_class("vaeproj-share")
-        parts = [self._left(setting, knobs), self._right(), self.share]
+        parts = [self._left(setting), self._right(), self.share]
         super().__init__(parts, layout={"flex_flow": "row wrap", "grid_gap": "8px"})
         self.add_class("vaeproj-panel")
         self._answer()
@@ -95,12 +87,11 @@ class Panel(widgets.HBox):
         self.crop.observe(self._ask, "at")
         for knob in self.knobs.values():
             knob.observe(self._ask, "value")
-        if "descent" in self.knobs:
-            self.knobs["descent"].observe(self._bring_along, "value")
+        self.knobs["descent"].observe(self._bring_along, "value")
         for widget in (self.t, self.outline, self.lock):
             widget.observe(self._show, "value")
 
-    def _left(self, setting: Setting, knobs: Iterable[str]) -> widgets.VBox:
+    def _left(self, setting: Setting) -> widgets.VBox:
         kinds = sorted(set(self.ws.test.defects), key=lambda kind: (kind == "good", kind))
         self.defect = widgets.Dropdown(description="defect", options=kinds, value=setting.name.split("/")[0], **LABELLED)
         self.image = widgets.Dropdown(description="image", **LABELLED)
@@ -115,7 +106,7 @@ class Panel(widgets.HBox):
         self.centre = widgets.Button(description="centre", tooltip="centre the crop on the defect", layout={"width": "64px"})
         self.outline = _tick("outline", "the defect's border", value=True)
         self.lock = _tick("lock scale", "keep the change's colours as they are, to compare two descents", value=False)
-        self.knobs = {name: control(name, getattr(setting.config, name)) for name in knobs}
+        self.knobs = {name: control(name, getattr(setting.config, name)) for name in KNOBS}
         buttons = widgets.HBox([self.centre, self.outline, self.lock])
         parts = [self.defect, self.image, self.crop, buttons, *self.knobs.values()]
         return widgets.VBox(parts, layout={"width": f"{THUMBNAIL + 4}px"})
@@ -160,8 +151,7 @@ class Panel(widgets.HBox):
     def _bring_along(self, _: object) -> None:
         """Another descent takes steps of another size: its own settings come with it."""
         for name, value in DESCENTS[self.knobs["descent"].value].items():
-            if name in self.knobs:
-                self.knobs[name].value = value
+            self.knobs[name].value = value
 
     def _ask(self, _: object = None) -> None:
         """Answer when the controls rest, or at once where no event loop runs."""
