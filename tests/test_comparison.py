@@ -131,6 +131,21 @@ def test_a_table_has_a_line_a_method_and_the_spread_over_seeds():
     assert lines[3] == "| preset's own |" + " 0.7000 ± 0.1414 |" * 4 + " 0.2500 |"
 
 
+def test_without_masks_methods_are_compared_by_images(open_ws, category, refuses):
+    shutil.rmtree(category / "ground_truth")
+    methods, maps = compare(open_ws(f"{SETTINGS} seed=5"), SEEDS)
+    lines, own = table(methods).splitlines(), methods["preset's own"]
+    assert lines[:2] == ["| method | image_AUROC |", "|---|---|"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in methods]
+    ws = open_ws(f"{SETTINGS} seed=5")
+    assert own["seeds"]["5"]["image_AUROC"] == roc_auc_score(ws.test.gt_labels, maps["preset's own"].amax((1, 2)))
+    for row in methods.values():
+        assert list(row["standard_error"]) == list(row["gain"]["composite"]) == ["image_AUROC"]
+    shutil.rmtree(category / "test/good")
+    with refuses(category / "test"):
+        compare(open_ws(f"{SETTINGS} seed=5"), SEEDS)
+
+
 def test_a_label_free_threshold_sees_held_out_training_images_only(open_ws, category):
     ws = open_ws(f"{SETTINGS} seed=5")
     shutil.rmtree(category / "test")

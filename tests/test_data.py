@@ -1,6 +1,7 @@
 """The data folder is read as it lies there, its mistakes are named, and decoded pixels are kept until a file changes."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,46 @@ def test_colour_comes_channels_first(tmp_path, suffix):
     save(tmp_path / f"tiles/train/good/000.{suffix}", pixels)
     split = load_split(tmp_path / "tiles", "train", 16)
     np.testing.assert_array_equal(split.images[0], resized(pixels, 16).transpose(2, 0, 1))
+
+
+# How a picture that is to be shown upright lies in its file, by the EXIF standard's number (Orientation, tag 274).
+STORED = {
+    1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1), 6: np.rot90, 7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: lambda a: np.rot90(a, -1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("turned", STORED)
+@pytest.mark.parametrize(("suffix", "dtype"), [("png", np.uint8), ("png", np.uint16), ("tif", np.uint8)])
+def test_a_picture_and_its_mask_are_turned_upright_as_their_exif_data_say(category, turned, suffix, dtype):
+    before = load_split(category, "test", 24)
+    for folder, mask in (("test", ""), ("ground_truth", "_mask")):
+        path = category / f"{folder}/bent/003{mask}.png"
+        upright = np.asarray(Image.open(path))
+        exif = Image.Exif()
+        exif[274] = turned
+        path.unlink()
+        levels = STORED[turned](upright) * dtype(257 if dtype == np.uint16 and not mask else 1)
+        levels = levels.astype(np.uint8) if mask else levels
+        path = path.with_suffix(f".{suffix if not mask else 'png'}")
+        Image.fromarray(np.ascontiguousarray(levels)).save(path, exif=exif)
+    after = load_split(category, "test", 24)
+    np.testing.assert_array_equal(after.images, before.images)
+    np.testing.assert_array_equal(after.gt_masks, before.gt_masks)
+
+
+def test_a_mask_drawn_over_the_upright_picture_fits_it(category, refuses):
+    """Its picture lies in its file as the sensor saw it, with the way to turn it; the mask as it is seen."""
+    path, exif = category / "test/bent/003.png", Image.Exif()
+    before = load_split(category, "test", 24)
+    exif[274] = 6
+    Image.fromarray(np.rot90(np.asarray(Image.open(path)))).save(path, exif=exif)
+    after = load_split(category, "test", 24)
+    np.testing.assert_array_equal(after.images, before.images)
+    np.testing.assert_array_equal(after.gt_masks, before.gt_masks)
+    Image.fromarray(np.asarray(Image.open(path))).save(path)
+    with refuses("003_mask.png is 48x40 but its image is 40x48"):
+        load_split(category, "test", 24)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -135,6 +176,20 @@ def test_a_damaged_file_is_named(category, refuses, damage, name, words):
     DAMAGE[damage](category / name)
     with refuses(category / name, *words):
         check(category)
+
+
+def test_without_ground_truth_nobody_knows_where_defects_are(category, tmp_path, refuses):
+    before, counts = load_split(category, "test", 16, cache=tmp_path / "cache"), check(category)
+    shutil.rmtree(category / "ground_truth")
+    after = load_split(category, "test", 16, cache=tmp_path / "cache")
+    assert (after.names, after.gt_labels.tolist()) == (before.names, before.gt_labels.tolist())
+    np.testing.assert_array_equal(after.images, before.images)
+    assert before.gt_masks.any() and not after.gt_masks.any()
+    assert after.digest != before.digest
+    assert check(category) == {name: count for name, count in counts.items() if not name.startswith("ground_truth")}
+    (category / "ground_truth").mkdir()  # begun, so to be finished
+    with refuses(category / IMAGE.replace("004", "003"), category / MASK.replace("004", "003")):
+        load_split(category, "test", 16, cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,14 @@ EXAMPLES = {
     "cases": {"images": FIVE, "masks": AREAS, "maps": FLAT, "titles": NAMES},
     "ablation": {"labels": METHODS, "change": LINE[:4], "spread": np.array([-0.1, 0.1])},
     "network_sizes": {"millions": LINE[:3], "ap": LINE[:3], "names": METHODS[:3]},
+    "over_seeds": {
+        "values": np.array([250, 1000, 3000]), "quality": np.random.default_rng(4).random((2, 3, 3)),
+        "names": np.array(["tolerance = 1.5", "tolerance = 2.5"]), "axes": np.array(["steps", "pixel AP"]),
+    },
+    "quality_and_time": {
+        "seconds": 9 * LINE.reshape(2, 10), "quality": LINE.reshape(2, 10), "names": np.array(["250 steps", "1000 steps"]),
+        "metric": np.array("pixel AP"),
+    },
 }  # fmt: skip
 # Colour bars: as many as there are scales that no label on the picture tells.
 BARS = {"residual": 1, "spectra": 1, "iteration_strip": 1, "soft_mask": 3, "weights": 2, "descents": 1, "article_bugs": 1}

@@ -8,14 +8,14 @@ import pytest
 
 from vaeproj import crops, data, model, training, weight
 
-DECODING = (data._bits, data._decode, data._decode_item, data._decode_all)
+DECODING = (data.open_image, data.bit_depth, data.decode, data._decode_item, data._decode_all)
 TRAINING = (
     crops.CropSampler, model._BlockConv2d, model._BlockConvTranspose2d, model._block_weight, model.VAE, model.elbo_loss,
     training.batch_indices, training.learning_rates, training.train_step, training.fit,
 )  # fmt: skip
 EXPECTED = (weight.features, weight.smoothed_residual, weight.fit_expected)
 KNOWN = {
-    "DECODING_VERSION": (2, "e2af9bbaec0d8693"),
+    "DECODING_VERSION": (3, "07dbabb825b818df"),
     "TRAINING_VERSION": (2, "b723d85cee32ebce"),
     "EXPECTED_VERSION": (1, "d002a955883f199d"),
 }

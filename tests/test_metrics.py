@@ -175,6 +175,21 @@ def test_standard_errors_are_those_of_resampled_images(bins, tolerance, levels):
     assert result["standard_error"] == pytest.approx(dict(zip(names, errors, strict=True)), rel=tolerance)
 
 
+@settings(max_examples=15)
+@given(st.integers(0, 10**6), st.sampled_from([0, 5]))
+def test_without_masks_images_still_rank(seed, levels):
+    maps, masks, defects = scene(seed, levels)
+    known, result = (evaluate(maps, truth, defects, bootstrap=5) for truth in (masks, np.zeros_like(masks)))
+    labels = np.array(defects) != "good"
+    assert result["image_AUROC"] == pytest.approx(roc_auc_score(labels, maps.amax((1, 2))), abs=1e-9)
+    assert all(np.isnan(result[key]) for key in result if key.startswith(("pixel", "oracle")))
+    for part in ("standard_error", "per_defect"):
+        assert "image_AUROC" in str(result[part]) and "pixel" not in str(result[part])
+    assert result["standard_error"]["image_AUROC"] == known["standard_error"]["image_AUROC"]
+    assert result["per_defect"]["glue"]["image_AUROC"] == known["per_defect"]["glue"]["image_AUROC"]
+    assert np.isnan(f1_at(maps, np.zeros_like(masks), 0.5))
+
+
 def test_psnr_by_hand():
     truth = torch.zeros(4, 2, 2, 2)
     image = truth.clone()

@@ -176,7 +176,7 @@ def there(home, tmp_path):
     for name in ("broken", "maskless"):
         shutil.copytree(home / "data", tmp_path / name)
     (tmp_path / "broken/grid/test/bent/000.png").write_bytes(b"no image")
-    shutil.rmtree(tmp_path / "maskless/grid/ground_truth")
+    (tmp_path / "maskless/grid/ground_truth/bent/000_mask.png").unlink()
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/thesis.txt").write_text("mine")
     return tmp_path

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from vaeproj import workspace
 from vaeproj.weight import fit_expected
+from vaeproj.workspace import Request, Workspace, synthgrid_root
 
 
 def test_everything_is_read_at_open(open_ws, category):
@@ -97,9 +100,58 @@ def test_a_test_set_without_defects_is_named(open_ws, refuses):
         open_ws().crops_at([])
 
 
+def test_without_masks_crops_are_centred_and_a_sentence_says_so(open_ws, category, capsys):
+    assert open_ws().has_masks
+    assert capsys.readouterr().out == ""
+    (category / "clean").mkdir()
+    assert open_ws().is_synthetic
+    shutil.rmtree(category / "ground_truth")
+    ws = open_ws()
+    assert (ws.has_masks, ws.is_synthetic) == (False, False)
+    sentence = capsys.readouterr().out
+    assert sentence.startswith(f"{category} has no masks") and sentence.endswith(".\n")
+    assert "ground_truth/<defect>/<name>_mask.png" in sentence
+    crops, masks, corners = ws.crops_at(ws.defect_names())
+    assert corners == [(8, 8)] * 2  # 16 of 32 pixels
+    torch.testing.assert_close(crops[0] * 255, ws.test.images[0, :, 8:24, 8:24].float())
+    assert not masks.any()
+    for defect in ("bent", "thread"):
+        shutil.rmtree(category / "test" / defect)
+    assert not open_ws().has_masks
+    assert capsys.readouterr().out == ""  # good images alone need none
+
+
 def test_metrics_are_laid_over_older_ones(open_ws):
     ws = open_ws()
     ws.record(a=1, b=float("nan"))
     ws.record(a=2, c={"d": 3})
     assert json.loads((ws.out / "metrics.json").read_text()) == {"a": 2, "b": None, "c": {"d": 3}}
     assert [path.name for path in ws.out.iterdir()] == ["metrics.json"]
+
+
+WHOLE = "crop_size=32 stride=32 rotation=false"
+
+
+@pytest.mark.parametrize(("name", "settings", "said"), [
+    ("bottle", "", "bottle is an object, for which crop_size = 16 at image_size = 32 is wrong: use preset object."),
+    ("carpet", WHOLE, "carpet is a texture, for which crop_size = 32 at image_size = 32 is wrong: use preset quick or best."),
+    ("bottle", WHOLE, None), ("carpet", "", None), ("mine", WHOLE, None), ("mine", "", None),
+])  # fmt: skip
+def test_a_known_object_in_crops_or_a_known_texture_whole_is_named(open_ws, category, name, settings, said):
+    category.rename(category.with_name(name))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ws = open_ws(settings, category=name)
+    assert [str(one.message) for one in caught if one.category is UserWarning] == ([said] if said else [])
+    assert ws.folder.name == name  # people may know better
+
+
+def test_the_ring_is_rendered_on_first_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(workspace, "DATA_DIR", tmp_path / "data")
+    settings = f"synthgrid_size=64 synthgrid_fraction=0.02 image_size=32 latent_dim=8 {WHOLE}"
+    ws = Workspace.open(Request("ci", settings, category="ring", device="cpu"), kept=tmp_path / "kept")
+    assert ws.folder == synthgrid_root(ws.config) / "ring" and ws.folder.is_relative_to(tmp_path) and ws.is_synthetic
+    assert ws.train.images.shape == (4, 3, 32, 32)  # .02 of 209
+    assert sorted(ws.test.defects) == ["chip"] * 2 + ["contamination"] * 2 + ["crack"] * 2 + ["good"] * 2
+    assert [bool(mask.any()) for mask in ws.test.gt_masks] == ws.test.gt_labels.tolist()
+    assert not (ws.folder.parent / "grid").exists()

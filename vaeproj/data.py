@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .config import UserError
 from .files import kept_arrays
 
-DECODING_VERSION = 2  # raise when a file's pixels come out otherwise: it is part of every digest
+DECODING_VERSION = 3  # raise when a file's pixels come out otherwise: it is part of every digest
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 BIT_DEPTHS = (8, 10, 12, 14, 16)  # of cameras; files have room for 8 or 16
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ class Split:
     """One split of a category, decoded and resized once."""
 
     images: Tensor  # uint8 [N, C, S, S] on the device, grey (C = 1) or RGB (C = 3)
-    gt_masks: np.ndarray  # uint8 [N, S, S] in {0, 1}; zeros where the image is good
+    gt_masks: np.ndarray  # uint8 [N, S, S] in {0, 1}; zeros where the image is good, all of them without masks
     defects: list[str]  # the folder of each image: "good" or the defect's name
     names: list[str]  # "defect/stem" of each image, such as "bent/003"
     digest: str  # sha256 of the files' bytes and of the decoding's version: names the data in fingerprints and manifests
@@ -69,11 +69,11 @@ def load_split(folder: Path, split: str, size: int, *, device: torch.device = CP
     in ``cache`` under the split's digest, so a second start reads them as they are and a changed file is decoded anew.
 
     Raises:
-        UserError: no images, an unreadable image, a missing mask or one of another size than its image.
+        UserError: no images, an unreadable image, a mask missing among others or of another size than its image.
     """
     items = [(path, _mask_path(folder, path)) for path in _image_paths(folder, split)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL and hashlib release the interpreter lock
-        raw = list(pool.map(lambda item: [b"" if path is None else _read(path) for path in item], items))
+        raw = list(pool.map(lambda item: [b"" if path is None else read_file(path) for path in item], items))
         total = hashlib.sha256(f"decoding {DECODING_VERSION}".encode())
         for part in pool.map(lambda files: b"".join(hashlib.sha256(file).digest() for file in files), raw):
             total.update(part)
@@ -89,7 +89,7 @@ def load_clean(folder: Path, names: Sequence[str], size: int) -> Tensor:
     if not (folder / "clean").is_dir():
         raise UserError(f"{folder} has no 'clean' folder: only SynthGrid knows its scenes without the defect.")
     paths = [folder / "clean" / f"{name}.png" for name in names]
-    return torch.from_numpy(np.stack([_decode(_open(path, _read(path)), size, bits=8) for path in paths]))
+    return torch.from_numpy(np.stack([decode(open_image(path, read_file(path)), (size, size), 8) for path in paths]))
 
 
 def check(folder: Path) -> dict[str, int]:
@@ -98,7 +98,7 @@ def check(folder: Path) -> dict[str, int]:
     for split in ("train", "test"):
         for defect in load_split(folder, split, 64).defects:
             counts[f"{split}/{defect}"] += 1
-            if defect != "good":
+            if defect != "good" and (folder / "ground_truth").is_dir():
                 counts[f"ground_truth/{defect}"] += 1
     return dict(counts)
 
@@ -113,8 +113,8 @@ def _image_paths(folder: Path, split: str) -> list[Path]:
 
 
 def _mask_path(folder: Path, image: Path) -> Path | None:
-    """The mask of a test image; None for a good one."""
-    if image.parent.name == "good":
+    """The mask of a test image; None for a good one, and for all where there is no folder ``ground_truth``."""
+    if image.parent.name == "good" or not (folder / "ground_truth").is_dir():
         return None
     mask = folder / "ground_truth" / image.parent.name / f"{image.stem}_mask.png"
     if not mask.is_file():
@@ -122,48 +122,50 @@ def _mask_path(folder: Path, image: Path) -> Path | None:
     return mask
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The bytes of a file, or a `UserError` that names it."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): replace or remove the file.") from error
 
 
-def _open(path: Path, data: bytes, modes: str | tuple[str, ...] = "") -> Image.Image:
-    """The picture, decoded if its mode starts with ``modes``; of others the header alone is read."""
+def open_image(path: Path, data: bytes, modes: str | tuple[str, ...] = "") -> Image.Image:
+    """The picture, upright as its EXIF data say, if its mode starts with ``modes``; of others the header alone is read."""
     try:
         image = Image.open(io.BytesIO(data))
         if image.mode.startswith(modes):
-            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
     except Exception as error:  # PIL raises many kinds; the remedy is the same for all
-        raise UserError(f"{path} cannot be read as an image ({error}): replace or remove the file.") from error
+        reason = str(error).partition(" <")[0]  # without the address of the bytes in memory
+        raise UserError(f"{path} cannot be read as an image ({reason}): replace or remove the file.") from error
     return image
 
 
-def _bits(path: Path, data: bytes) -> int:
+def bit_depth(path: Path, data: bytes) -> int:
     """How many bits a picture's levels take: cameras of 12 bits store theirs in files of 16."""
-    image = _open(path, data, ("I", "F"))
+    image = open_image(path, data, ("I", "F"))
     top = np.asarray(image).max() if image.mode.startswith(("I", "F")) else 0
     if image.mode == "F" or top >= 1 << BIT_DEPTHS[-1]:
         raise UserError(f"{path} has levels up to {top}, which are not those of 8 or 16 bits: convert or remove the file.")
     return next(bits for bits in BIT_DEPTHS if top < 1 << bits)
 
 
-def _decode(image: Image.Image, size: int, bits: int) -> np.ndarray:
-    """uint8 [C, size, size]."""
+def decode(image: Image.Image, size: tuple[int, int], bits: int) -> np.ndarray:
+    """A picture whose levels take ``bits``, resized to ``size``, width and height: uint8 [C, H, W], grey or RGB."""
     if image.mode.startswith("I"):  # PIL's own conversion would clip at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) >> (bits - 8)).clip(max=255).astype(np.uint8))
     image = image.convert("L" if image.mode in {"1", "L", "LA"} else "RGB")
-    pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def _decode_item(item: Item, data: Sequence[bytes], size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    image, mask_path = _open(item[0], data[0]), item[1]
-    pixels = _decode(image, size, bits)
+    image, mask_path = open_image(item[0], data[0]), item[1]
+    pixels = decode(image, (size, size), bits)
     if mask_path is None:
         return pixels, np.zeros((size, size), np.uint8)
-    mask = _open(mask_path, data[1])
+    mask = open_image(mask_path, data[1])
     if mask.size != image.size:
         sizes = f"{mask.width}x{mask.height} but its image is {image.width}x{image.height}"
         raise UserError(f"{mask_path} is {sizes}: replace the mask.")
@@ -173,11 +175,9 @@ def _decode_item(item: Item, data: Sequence[bytes], size: int, bits: int) -> tup
     return pixels, (levels > levels.max() // 2).astype(np.uint8)
 
 
-def _decode_all(
-    pool: ThreadPoolExecutor, items: list[Item], raw: Sequence[Sequence[bytes]], size: int
-) -> dict[str, np.ndarray]:
+def _decode_all(pool: ThreadPoolExecutor, items: list[Item], raw: list[list[bytes]], size: int) -> dict[str, np.ndarray]:
     # One depth for all: a dark picture among them stays dark.
-    bits = max(pool.map(lambda item, data: _bits(item[0], data[0]), items, raw))
+    bits = max(pool.map(lambda item, data: bit_depth(item[0], data[0]), items, raw))
     decoded = list(pool.map(lambda item, data: _decode_item(item, data, size, bits), items, raw))
     for (path, _), (pixels, _) in zip(items, decoded, strict=True):
         if len(pixels) != len(first := decoded[0][0]):

@@ -451,11 +451,13 @@ def repair_and_damage(names: np.ndarray, **curves: np.ndarray) -> Figure:
 
 # --- 06 localization benchmark
 def roc_pro(fpr: np.ndarray, recall: np.ndarray, pro: np.ndarray, names: np.ndarray) -> Figure:
-    """ROC and PRO curves of the smoothed maps, [methods, points] each."""
+    """ROC and PRO curves of the smoothed maps, [methods, points] each; nan, and a word in their place, without masks."""
     drawn, axes = _axes(WIDTH, 3.2, 2)
     for axis, values, label in zip(axes, (recall, pro), ("recall", "per-region overlap"), strict=True):
         axis.plot(fpr.T, values.T, label=names.tolist())
         axis.set(xlabel="false-positive rate", ylabel=label, xlim=(0, 0.3), ylim=(0, 1.01))
+        if np.isnan(values).any():
+            axis.text(0.15, 0.5, "not known\nwithout masks", ha="center", va="center")
     drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return drawn
 
@@ -469,8 +471,9 @@ def gallery(images: np.ndarray, masks: np.ndarray, residuals: np.ndarray, maps: 
 
 def cases(images: np.ndarray, masks: np.ndarray, maps: np.ndarray, titles: np.ndarray) -> Figure:
     """The images localized best and worst, with their anomaly maps."""
+    names = [title.removesuffix(", AP nan") for title in titles.tolist()]  # not known without masks
     scale = Scale([1], largest(maps), "score", root=True)
-    return grid([images, maps], ["image", "anomaly map"], titles, scales=[scale], outlines=masks)
+    return grid([images, maps], ["image", "anomaly map"], names, scales=[scale], outlines=masks)
 
 
 # --- 07 ablations
@@ -498,6 +501,30 @@ def network_sizes(millions: np.ndarray, ap: np.ndarray, names: np.ndarray) -> Fi
     return drawn
 
 
+# --- 08 sweeps
+def over_seeds(values: np.ndarray, quality: np.ndarray, names: np.ndarray, axes: np.ndarray) -> Figure:
+    """Quality [curves, K, seeds] against the K values of a setting: every seed, their mean and standard deviation."""
+    drawn, (axis,) = _axes(4.5, 2.8, 1)
+    for i, (name, runs) in enumerate(zip(names, quality, strict=True)):
+        at = values * 1.04 ** (i - (len(names) - 1) / 2)  # beside one another
+        axis.errorbar(at, runs.mean(1), runs.std(1, ddof=1), color=f"C{i}", marker="o", ms=5, capsize=3, label=str(name))
+        axis.plot(at, runs, "_", color=f"C{i}", ms=9, alpha=0.6)
+    axis.set(xlabel=axes[0], ylabel=axes[1], xscale="log", xticks=values, xticklabels=values)
+    axis.minorticks_off()
+    axis.legend()
+    return drawn
+
+
+def quality_and_time(seconds: np.ndarray, quality: np.ndarray, names: np.ndarray, metric: np.ndarray) -> Figure:
+    """What time buys: a metric against seconds of training and measuring, [kinds, points] each, a colour a kind."""
+    drawn, (axis,) = _axes(4.5, 2.8, 1)
+    for name, x, y in zip(names, seconds, quality, strict=True):
+        axis.semilogx(x, y, "o", ms=4, alpha=0.8, label=str(name))
+    axis.set(xlabel="seconds, training and all test images", ylabel=str(metric))
+    axis.legend()
+    return drawn
+
+
 # Every figure by its name, in the order of the notebooks.
 FIGURES: dict[str, Callable[..., Figure]] = {
     function.__name__: function
@@ -505,5 +532,6 @@ FIGURES: dict[str, Callable[..., Figure]] = {
         *(dataset, crops, statistics, learning_curve, snapshots, samples, reconstruction, residual, sharpness, spectra, pasted),
         *(soft_mask, energy_curves, iteration_strip, lam_alpha, weights, descents, article_bugs, one_pixel, rules),
         *(comparison, restoration, repair_and_damage, roc_pro, gallery, cases, ablation, network_sizes),
+        *(over_seeds, quality_and_time),
     )
 }

@@ -51,8 +51,10 @@ class Curves:
         return (torch.trapezoid(pro, fpr) / FPR_LIMIT).item()
 
     def best_f1(self) -> tuple[float, float]:
-        """The largest F1 and its threshold: an oracle, since it looks at the masks."""
+        """The largest F1 and its threshold: an oracle, since it looks at the masks; nan if no pixel is defective."""
         f1 = 2 * self.precision * self.recall[1:] / (self.precision + self.recall[1:]).clamp(min=1e-12)
+        if f1.isnan().any():
+            return float("nan"), float("nan")
         best = int(f1.argmax())
         return f1[best].item(), self.threshold[best].item()
 
@@ -113,23 +115,27 @@ def evaluate(
         ``pixel_AUROC``, ``pixel_AUPRO`` (to FPR .3), ``pixel_AP``, ``image_AUROC``, each also under ``standard_error``
         and, for each defect against the good images, under ``per_defect``; ``oracle_F1`` and ``oracle_threshold``;
         ``replicates``, [bootstrap, 4], the metrics of each resampling. The same seed draws the same images for any maps, so
-        the difference of two methods' replicates is a paired one.
+        the difference of two methods' replicates is a paired one. What is not known is nan, and left out of
+        ``standard_error`` and ``per_defect``: pixel metrics without a mask, ``image_AUROC`` without a good image.
     """
     ranking, scores = rank_pixels(maps, gt_masks), image_scores(maps).cpu().numpy()
     names = np.array(defects)
     curves = ranking.curves()
     result: dict[str, Any] = dict(_metrics(curves, scores, names != "good"))
+    known = [key for key in METRICS if not np.isnan(result[key])]
     result["oracle_F1"], result["oracle_threshold"] = curves.best_f1()
     per_defect = {}
     for defect in sorted(set(defects) - {"good"}):
         chosen = (names == defect) | (names == "good")
         subset = ranking.of(torch.from_numpy(chosen)).curves()
-        per_defect[defect] = _metrics(subset, scores[chosen], names[chosen] != "good")
+        metrics = _metrics(subset, scores[chosen], names[chosen] != "good")
+        per_defect[defect] = {key: metrics[key] for key in known}
     result["per_defect"] = per_defect
     if bootstrap:
         replicates = _replicates(ranking, scores, names != "good", bootstrap, seed, bins)
         result["replicates"] = replicates
-        result["standard_error"] = dict(zip(METRICS, replicates.std(axis=0, ddof=1).tolist(), strict=True))
+        errors = dict(zip(METRICS, replicates.std(axis=0, ddof=1).tolist(), strict=True))
+        result["standard_error"] = {key: errors[key] for key in known}
     return result
 
 
@@ -178,9 +184,9 @@ def image_auroc(scores: np.ndarray, gt_labels: np.ndarray) -> float:
 
 
 def f1_at(maps: Tensor, gt_masks: np.ndarray, threshold: float) -> float:
-    """F1 of ``maps >= threshold`` against the masks: what a threshold chosen without labels achieves."""
+    """F1 of ``maps >= threshold`` against the masks: what a threshold chosen without labels achieves; nan without masks."""
     flagged, mask = maps >= threshold, torch.from_numpy(np.array(gt_masks)).to(maps.device) > 0
-    return (2 * (flagged & mask).sum() / (flagged.sum() + mask.sum())).item()
+    return (2 * (flagged & mask).sum() / (flagged.sum() + mask.sum())).item() if mask.any() else float("nan")
 
 
 def _metrics(curves: Curves, scores: np.ndarray, gt_labels: np.ndarray) -> dict[str, float]:

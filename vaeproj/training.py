@@ -182,12 +182,15 @@ def _once(
     terms.copy_(train_step(vae, optimizer, sampler.gather(rows), noise, beta))
 
 
-def find_or_train(images: Tensor, config: Config, digest: str, *, folder: Path, **options: Any) -> Path:
-    """The checkpoint of this configuration and of these images with their ``digest`` (`data.Split`), named after both and the
-    code's version; made, with ``options`` of `fit`, if it is not there yet.
-    """
+def checkpoint_path(config: Config, digest: str, folder: Path) -> Path:
+    """Where the network of this configuration and of images with this ``digest`` (`data.Split`) is, or will be."""
     data = f"{digest} training {TRAINING_VERSION}"
-    path = folder / f"vae-{config.fingerprint('data', 'crops', 'model', 'training', data=data)}.safetensors"
+    return folder / f"vae-{config.fingerprint('data', 'crops', 'model', 'training', data=data)}.safetensors"
+
+
+def find_or_train(images: Tensor, config: Config, digest: str, *, folder: Path, **options: Any) -> Path:
+    """The network's `checkpoint_path`; it is trained now, with ``options`` of `fit`, if it is not there yet."""
+    path = checkpoint_path(config, digest, folder)
     if not path.exists():
         partial = path.with_suffix(f".{images.device.type}.partial")  # the bits depend on the device
         vae, record = fit(images, config, partial=partial, **options)

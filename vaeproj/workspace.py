@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -20,11 +21,13 @@ from .data import Split, category_dir, load_split
 from .device import projection_dtype, set_up_device
 from .files import kept_arrays, written_whole
 from .model import VAE, frozen
-from .synthgrid.dataset import COUNTS, write_synthgrid
+from .synthgrid.dataset import CATEGORIES, write_synthgrid
 from .training import TRAINING_VERSION, Trained, find_or_train, load
 from .weight import EXPECTED_VERSION, fit_expected
 
 NORMAL_CROPS = 512  # training crops that say which residual is normal
+OBJECTS = ("bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor", "zipper", "ring")
+TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 
 
 @dataclass(frozen=True)
@@ -69,22 +72,36 @@ class Workspace:
             UserError: a preset, setting, device or folder that does not exist or does not fit, an image that cannot be read.
         """
         config, device = Config.from_preset(request.preset, request.settings), set_up_device(request.device)
+        whole = config.crop_size == config.image_size  # as an object needs it: its parts are told by their place
+        if request.category in (TEXTURES if whole else OBJECTS):
+            kind, preset = ("a texture", "quick or best") if whole else ("an object", "object")
+            taken = f"crop_size = {config.crop_size} at image_size = {config.image_size}"
+            warnings.warn(f"{request.category} is {kind}, for which {taken} is wrong: use preset {preset}.", stacklevel=2)
         root = Path(request.data_root).expanduser().resolve() if request.data_root else synthgrid_root(config)
-        if not request.data_root and request.category == "grid":
-            counts = {key: max(2, round(config.synthgrid_fraction * count)) for key, count in COUNTS.items()}
-            write_synthgrid(root, size=config.synthgrid_size, counts=counts)
+        if not request.data_root and (known := CATEGORIES.get(request.category)):
+            counts = {key: max(2, round(config.synthgrid_fraction * count)) for key, count in known.items()}
+            write_synthgrid(root, request.category, size=config.synthgrid_size, counts=counts)
         folder = category_dir(root, request.category)
         size, cache = config.image_size, kept / "decoded"
         train, test = (load_split(folder, split, size, device=device, cache=cache) for split in ("train", "test"))
         channels = [split.images.shape[1] for split in (train, test)]
         if channels[0] != channels[1]:
             raise UserError(f"{folder} has {channels[0]} channels in training and {channels[1]} in test images: use one kind.")
-        return cls(config, request, folder, request.folder("draft"), device, kept, train, test)
+        ws = cls(config, request, folder, request.folder("draft"), device, kept, train, test)
+        if test.gt_labels.any() and not ws.has_masks:
+            left_out = "pixel metrics, outlines and what compares inside with outside are left out"
+            print(f"{folder} has no masks, so {left_out}; they need ground_truth/<defect>/<name>_mask.png for each defect.")
+        return ws
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether it is known where the defects of the test images lie."""
+        return bool(self.test.gt_masks.any())
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether each defective scene is known without its defect."""
-        return (self.folder / "clean").is_dir()
+        """Whether each defective scene is known without its defect, and where that lies."""
+        return self.has_masks and (self.folder / "clean").is_dir()
 
     @cached_property
     def checkpoint(self) -> Path:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config import DESCENTS, Config
+from ..config import DESCENTS, Config, UserError
 from ..crops import to_unit
 from ..data import load_clean
 from ..localization import Score, anomaly_maps, change_score, projection_score, residual_score, smooth, ssim_map
@@ -81,7 +81,10 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
     Returns for each method the mean over seeds of each metric, ``raw`` metrics alike, ``seeds`` (a row each), ``gain`` (how
     far the mean lies above the best of each kind of opponent, with the standard error of that difference), and of the first
     seed ``standard_error``, ``per_defect``, ``oracle_F1`` with its threshold; and the first seed's smoothed maps, [N, H, W].
+    A `UserError` where neither masks nor both good and defective images are there to judge by.
     """
+    if not ws.has_masks and len(set(ws.test.gt_labels)) < 2:
+        raise UserError(f"{ws.folder / 'test'} needs good and defective images, or masks, to compare methods: add some.")
     rows: dict[str, list[dict[str, Any]]] = {}
     maps: dict[str, Tensor] = {}
     for seed in seeds:
@@ -111,8 +114,8 @@ def _mean(results: list[dict[str, Any]], key: str) -> Any:
 def _gain(own: list[dict[str, Any]], others: list[list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
     """How far one mean over seeds lies above the best of others, and its paired error: replicates all draw the same images."""
     gain = {}
-    for k, key in enumerate(METRICS):
-        best = max(others, key=lambda other: _mean(other, key))
+    for key in own[0]["standard_error"]:  # what is not known has none
+        k, best = METRICS.index(key), max(others, key=lambda other: _mean(other, key))
         one, other = (np.array(_mean(results, "replicates"))[:, k] for results in (own, best))
         gain[key] = {"difference": _mean(own, key) - _mean(best, key), "standard_error": float(np.std(one - other, ddof=1))}
     return gain
@@ -229,12 +232,16 @@ def means(rows: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
 
 
 def table(methods: dict[str, Any]) -> str:
-    """Markdown: a row per method, smoothed metrics with the spread over seeds, raw pixel AUROC last."""
-    lines = ["| method | " + " | ".join(METRICS) + " | raw pixel_AUROC |", "|---|" + "---|" * (len(METRICS) + 1)]
+    """Markdown: a row per method, smoothed metrics with the spread over seeds, raw pixel AUROC last, of what is known."""
+    known = [key for key in METRICS if not np.isnan([row[key] for row in methods.values()]).any()]
+    raw = [key for key in known if key == "pixel_AUROC"]
+    heads = ["method", *known, *(f"raw {key}" for key in raw)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, row in methods.items():
-        seeds = {key: [seed[key] for seed in row["seeds"].values()] for key in METRICS}
+        seeds = {key: [seed[key] for seed in row["seeds"].values()] for key in known}
         cells = [f"{row[key]:.4f}" + (f" ± {np.std(v, ddof=1):.4f}" if len(v) > 1 else "") for key, v in seeds.items()]
-        lines.append(f"| {name} | {' | '.join(cells)} | {row['raw']['pixel_AUROC']:.4f} |")
+        cells += [f"{row['raw'][key]:.4f}" for key in raw]
+        lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines)
 
 
