@@ -18,7 +18,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 DRIVER := $(wildcard /proc/driver/nvidia/version)$(shell command -v nvidia-smi 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo results test test-browser bench html lint lock clean
+.PHONY: help venv demo results test test-browser bench html kernel lint lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -48,11 +48,18 @@ test-browser: $(READY) ## run the tests that drive panel, player and site in Chr
 bench: $(READY) ## run the scripts of benchmarks/ one after another
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) "$$script" $(ARGS); done
 
-html: $(READY) ## turn the notebooks into a site that needs no network, results/site/index.html
+html: $(READY) ## turn notebooks and page into a site that needs no network, results/site/index.html
 	rm -rf build/site
 	$(PY) -m sphinx -q -E -W --keep-going -d build/doctrees $(ARGS) docs build/site
+	$(PY) -m vaeproj page --out build/site/page.html
 	rm -rf results/site
 	mv build/site results/site
+
+kernel: ## compile page/kernel.c to WebAssembly, with clang and lld (Debian: apt install clang lld)
+	clang --target=wasm32 -O2 -msimd128 -mbulk-memory -mnontrapping-fptoint -nostdlib -fvisibility=hidden -Wall -Wextra \
+		-DSOURCE_SHA256="\"$$(sha256sum page/kernel.c | cut -c 1-64)\"" \
+		-Wl,--no-entry,--export-dynamic,--strip-all -o page/kernel.wasm page/kernel.c
+	chmod -x page/kernel.wasm
 
 lint: $(READY) ## check style, format and types of code and notebooks
 	$(PY) -m ruff check .

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vaeproj.config import UserError
 from vaeproj.model import VAE
+from vaeproj.synthgrid.dataset import write_synthgrid
 from vaeproj.workspace import Request, Workspace
 
 # One process a core under xdist: more threads would only get in one another's way.
@@ -130,3 +131,22 @@ def open_ws(category: Path, seasoned_vae: Callable[..., VAE], tmp_path: Path) ->
         return Seasoned.open(Request(settings=f"{small} {settings}", **asked | request), kept=tmp_path / "kept")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def page_ws(seasoned_vae: Callable[..., VAE], tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Two rendered images of each kind under preset ``compact``, with a network that needs no training."""
+    root = tmp_path_factory.mktemp("page")
+    kinds = ("train/good", "test/good", *(f"test/{d}" for d in ("bent", "broken", "glue", "metal_contamination", "thread")))
+    write_synthgrid(root, size=512, counts=dict.fromkeys(kinds, 2), progress=False, workers=1)
+    vae = seasoned_vae(64, 128, widths=(16, 32, 64, 64), hidden=256)
+    with torch.no_grad():
+        for layer in (layer for layer in vae.modules() if isinstance(layer, torch.nn.Linear)):
+            layer.weight.normal_(0, layer.weight.std().item(), generator=torch.Generator().manual_seed(1))  # as after training
+
+    class Seasoned(Workspace):
+        trained = SimpleNamespace(vae=vae)
+        weights = "seasoned"
+
+    request = Request(preset="compact", data_root=str(root), device="cpu", out=str(root / "out"))
+    return Seasoned.open(request, kept=root / "kept")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,8 @@ PLOTS = {"train": ["learning_curves.png"], "scaling": ["scaling.png"]}
 
 @pytest.mark.parametrize("script", sorted(path.stem for path in FOLDER.glob("[!_]*.py")))
 def test_runs_to_its_result(script, tmp_path):
+    if script == "page" and not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        pytest.skip("Chromium is not on the PATH")
     command = [sys.executable, FOLDER / f"{script}.py", "--small", "--device", "cpu", "--out", tmp_path, "--images", "13"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
@@ -35,3 +38,7 @@ def test_runs_to_its_result(script, tmp_path):
     if script == "scaling":
         assert {(point["panel"], point["value"]) for point in result["points"]} >= {("tiles", 2), ("tiles", 4)}
         assert min(point["peak_MiB"] for point in result["points"]) > 100  # PyTorch alone takes more
+    if script == "page":
+        assert all(0 < milliseconds < 10_000 for turns in result["milliseconds"].values() for milliseconds in turns)
+        assert all(moments["picture"] > 0 and moments["proof"] > 0 for moments in result["opened"])
+        assert result["pictures_per_second"] > 0

@@ -52,8 +52,8 @@ def save_animation(frames: np.ndarray, picture: np.ndarray, stem: Path, truth: n
     end.save(webp, save_all=True, append_images=path, duration=durations, loop=0, lossless=True, minimize_size=True)
     # The player adds up differences modulo 256: without loss, yet small, since little moves from one to the next.
     moves = np.diff(x, axis=0, prepend=np.zeros_like(x[:1]))
-    data = {"t": shown, "ms": FRAME_MS, "white": white, "side": x.shape[1], "moves": _url(np.concatenate(moves))}
-    data |= {"f": _url(f), "truth": "" if clean is None else _url(clean), "magma": _url(MAGMA[None])}
+    data = {"t": shown, "ms": FRAME_MS, "white": white, "side": x.shape[1], "moves": data_url(np.concatenate(moves))}
+    data |= {"f": data_url(f), "truth": "" if clean is None else data_url(clean), "magma": data_url(MAGMA[None])}
     html.write_text(PLAYER.read_text(encoding="utf-8").replace("__DATA__", json.dumps(data)), encoding="utf-8")
     return [gif, webp, html]
 
@@ -97,6 +97,6 @@ def _panel(sheet: Image.Image, corner: int, pixels: np.ndarray, title: str) -> N
     ImageDraw.Draw(sheet).text((x, y - 9), title, "black", FONT, "ls")
 
 
-def _url(pixels: np.ndarray) -> str:
+def data_url(pixels: np.ndarray) -> str:
     png = iio.imwrite("<bytes>", pixels, extension=".png", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
