@@ -15,7 +15,7 @@ TRAINING = (
 )  # fmt: skip
 EXPECTED = (weight.features, weight.smoothed_residual, weight.fit_expected)
 KNOWN = {
-    "DECODING_VERSION": (3, "07dbabb825b818df"),
+    "DECODING_VERSION": (3, "4692ee19319407ad"),
     "TRAINING_VERSION": (2, "b723d85cee32ebce"),
     "EXPECTED_VERSION": (1, "d002a955883f199d"),
 }
