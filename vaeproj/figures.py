@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from scipy.ndimage import binary_dilation
 
 from .config import UserError
@@ -521,6 +521,8 @@ def quality_and_time(seconds: np.ndarray, quality: np.ndarray, names: np.ndarray
     for name, x, y in zip(names, seconds, quality, strict=True):
         axis.semilogx(x, y, "o", ms=4, alpha=0.8, label=str(name))
     axis.set(xlabel="seconds, training and all test images", ylabel=str(metric))
+    axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    axis.xaxis.set_major_formatter(LogFormatter())
     axis.legend()
     return drawn
 

@@ -18,12 +18,17 @@ CODE = (
 )
 
 
+def code_digest() -> str:
+    """Sha256 of the modules on which what studies compute depends."""
+    return hashlib.sha256(b"".join((Path(__file__).parents[1] / f"{m}.py").read_bytes() for m in CODE)).hexdigest()
+
+
 def cached(ws: Workspace, name: str, compute: Callable[[], tuple[Any, np.ndarray]]) -> tuple[Any, np.ndarray]:
     """What ``compute`` returns, values for JSON and an array: from disk if computed before under ``name`` (its part before a
     colon begins the file's name) with the same configuration, data, their names, weights, kind of device, PyTorch and code.
     """
-    code = hashlib.sha256(b"".join((Path(__file__).parents[1] / f"{m}.py").read_bytes() for m in CODE)).hexdigest()
-    made_from = [name, ws.train.digest, ws.test.digest, ws.test.names, ws.weights, ws.device.type, torch.__version__, code]
+    data = [ws.train.digest, ws.test.digest, ws.test.names]
+    made_from = [name, *data, ws.weights, ws.device.type, torch.__version__, code_digest()]
     path = ws.kept / "cache" / f"{name.split(':')[0]}-{ws.config.fingerprint(data=json.dumps(made_from))}.npz"
 
     def make() -> dict[str, np.ndarray]:
