@@ -98,5 +98,6 @@ def _panel(sheet: Image.Image, corner: int, pixels: np.ndarray, title: str) -> N
 
 
 def data_url(pixels: np.ndarray) -> str:
+    """A picture, uint8 [H, W] or [H, W, 3], as a PNG that a page holds in itself."""
     png = iio.imwrite("<bytes>", pixels, extension=".png", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
