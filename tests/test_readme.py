@@ -62,6 +62,8 @@ def test_tables_hold_what_was_measured():
     methods = dict(sorted(half["methods"].items(), key=lambda method: method[1]["pixel_AP"]))
     measurements = DOCS[1].read_text()
     assert table(methods) in measurements
+    object_ = json.loads((reference / "object.json").read_text())["metrics"]["methods"]
+    assert table(dict(sorted(object_.items(), key=lambda method: method[1]["pixel_AP"]))) in measurements
     assert all(repair(row) in measurements for row in [*quick["restoration"].values(), *half_repair])
     measured = [*map(repair, quick["restoration"].values()), *map(localization, methods.values())]
     shown = re.findall(r"^\|.*\.\d.*$", README.read_text().replace("*", ""), re.MULTILINE)

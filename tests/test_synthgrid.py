@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import contents, write_image
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vaeproj.synthgrid.dataset import COUNTS, DEFECTS, render, write_synthgrid
+from vaeproj.cli.commands import main
+from vaeproj.synthgrid import dataset
+from vaeproj.synthgrid.dataset import CATEGORIES, COUNTS, DEFECTS, render, write_synthgrid
 
 SMALL = {"train/good": 3, "test/good": 1, **{f"test/{defect}": 1 for defect in DEFECTS}}
+RING_KINDS = ("good", "chip", "contamination", "crack")
 
 
 def write(root: Path, **options) -> Path:
@@ -53,6 +56,25 @@ def test_layout(tmp_path):
     assert json.loads(description.read_text())["counts"] == counts
 
 
+def test_the_ring_in_colour_beside_the_grid(tmp_path):
+    """Same layout, same bytes for the same seed and any number of workers, and the grid beside it stays as it is."""
+    counts = {"train/good": 2, "test/good": 1, "test/chip": 1, "test/contamination": 1, "test/crack": 2}
+    grid = contents(write(tmp_path))
+    folder = write(tmp_path, category="ring", counts=counts)
+    assert folder == tmp_path / "ring" and contents(tmp_path / "grid") == grid
+    assert contents(folder) == contents(write(tmp_path / "again", category="ring", counts=counts, workers=1))
+    found = {name: len(list((folder / name).glob("*.png"))) for name in counts}
+    assert found == counts == json.loads((folder / "synthgrid.json").read_text())["counts"]
+    for kind in ("chip", "contamination", "crack"):
+        for i in range(counts[f"test/{kind}"]):
+            named = (f"test/{kind}/{i:03d}.png", f"ground_truth/{kind}/{i:03d}_mask.png", f"clean/{kind}/{i:03d}.png")
+            opened = [Image.open(folder / name) for name in named]
+            assert [picture.mode for picture in opened] == ["RGB", "L", "RGB"]
+            scene = render(kind, i, category="ring", size=64)
+            for picture, pixels in zip(opened, (scene.image, scene.mask, scene.clean), strict=True):
+                np.testing.assert_array_equal(np.asarray(picture), pixels)
+
+
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_render_that_ends_early_leaves_nothing_that_a_later_one_keeps(tmp_path, sent, status):
     command = [sys.executable, "-m", "vaeproj", "data", "synth", "--data-root", str(tmp_path)]
@@ -83,6 +105,14 @@ def test_writers_at_once_make_one_whole_set(tmp_path):
     assert contents(tmp_path / "grid") == contents(write(tmp_path / "alone"))
 
 
+@pytest.mark.parametrize(("options", "category"), [([], "grid"), (["--category", "ring"], "ring")])
+def test_the_command_renders_the_category_asked_for(tmp_path, monkeypatch, capsys, options, category):
+    monkeypatch.setattr(dataset, "write_synthgrid", lambda root, asked: write(root, category=asked, counts={"train/good": 1}))
+    assert main(["data", "synth", "--data-root", str(tmp_path), *options]) == 0
+    assert capsys.readouterr().out == f"SynthGrid: {tmp_path / category}\n"
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png")] == [f"{category}/train/good/000.png"]
+
+
 OCCUPANTS = {
     "real data": lambda target: write_image(target / "train/good/000.png", np.zeros((8, 8), np.uint8)),
     "other settings": lambda target: write(target.parent, seed=1, counts={"train/good": 1}),
@@ -107,10 +137,16 @@ def test_bad_settings(tmp_path, bad):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind, split", [("scratch", "test"), ("bent", "train"), ("good", "validation")])
+@pytest.mark.parametrize("kind, split", [("scratch", "test"), ("bent", "train"), ("good", "validation"), ("chip", "test")])
 def test_unknown_kind(kind, split):
     with pytest.raises(ValueError, match="no such images"):
         render(kind, 0, size=64, split=split)
+
+
+def test_an_unknown_category_is_named_with_those_there_are(tmp_path, refuses):
+    with refuses("'bottle'", "grid, ring"):
+        write(tmp_path, category="bottle")
+    assert not list(tmp_path.iterdir())
 
 
 @given(st.sampled_from(("good", *DEFECTS)), st.integers(0, 10**6), st.integers(0, 2**63), st.integers(64, 160))
@@ -126,6 +162,37 @@ def test_a_defect_is_inside_its_mask_only(kind, index, seed, size):
         assert inside.mean() < 0.2
         change = np.abs(scene.image.astype(int) - scene.clean)[inside]
         assert change.max() >= 4 and change.mean() > 1
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(RING_KINDS), st.integers(0, 10**6), st.integers(0, 2**63), st.integers(64, 160))
+def test_a_defect_of_the_ring_is_inside_its_mask_only(kind, index, seed, size):
+    scene = render(kind, index, category="ring", seed=seed, size=size)
+    assert scene.image.shape == scene.clean.shape == (size, size, 3) and scene.mask.shape == (size, size)
+    assert {a.dtype for a in (scene.image, scene.mask, scene.clean)} == {np.dtype(np.uint8)}
+    inside = scene.mask == 255
+    assert ((scene.mask == 0) == ~inside).all() and inside.any() == (kind != "good")
+    np.testing.assert_array_equal(scene.image[~inside], scene.clean[~inside])
+    if inside.any():
+        change = np.abs(scene.image.astype(int) - scene.clean).max(-1)[inside]
+        assert inside.mean() < 0.1 and change.max() >= 20 and change.mean() > 3
+
+
+def test_rings_stand_nearly_at_one_place_and_in_one_light():
+    """Extent and place of what is darker than the table, and colours, as the real bottles have them: within 2 % of the side."""
+    images = np.stack([render("good", i, category="ring", size=128, split="train").image for i in range(12)])
+    assert len({image.tobytes() for image in images}) == 12
+    for axis in (1, 2):
+        dark = (images.mean(-1) < 150).any(axis)
+        first, last = dark.argmax(1), 127 - dark[:, ::-1].argmax(1)
+        np.testing.assert_allclose((first + last) / 2, 63.5, atol=0.02 * 128)
+        np.testing.assert_allclose(last - first + 1, 0.885 * 128, atol=0.03 * 128)
+    corner, hollow, amber = images[:, :8, :8], images[:, 54:74, 54:74], images[:, 18:21, 54:74]
+    assert corner.min() >= 250
+    assert (np.abs(hollow.mean((1, 2)) - (40, 39, 50)) < 8).all()
+    assert (amber.mean((1, 2))[:, 0] > amber.mean((1, 2))[:, 2] + 5).all()  # redder than blue
+    spread = images.std(0).mean()
+    assert 1 < spread < 15  # grey levels, over images: they differ, a little
 
 
 def spectrum_peak(image: np.ndarray) -> tuple[float, float]:
@@ -162,6 +229,8 @@ def test_grey_quantiles_match_the_real_images(mvtec_root):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=15)
 
 
-def test_the_default_counts_are_those_of_the_real_grid():
+def test_the_default_counts_are_those_of_the_real_categories():
     tested = {name: count for name, count in COUNTS.items() if name.startswith("test/")}
     assert (COUNTS["train/good"], tested.pop("test/good"), sum(tested.values())) == (264, 21, 57)
+    bottle = {"train/good": 209, "test/good": 20}
+    assert CATEGORIES["ring"] == bottle | dict(zip(map("test/{}".format, RING_KINDS[1:]), (22, 21, 20), strict=True))

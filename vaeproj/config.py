@@ -196,19 +196,16 @@ DESCENTS: dict[str, dict[str, Any]] = {
 COMPACT: dict[str, Any] = {"widths": "16-32-64-64", "hidden": 256, "latent_dim": 64, "steps": 3000}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Seconds: every line of code runs, next to nothing is learnt.
-    "ci": {
+    "ci": {  # Seconds: every line of code runs, next to nothing is learnt.
         "image_size": 128, "crop_size": 32, "synthgrid_size": 256, "synthgrid_fraction": 0.05, "latent_dim": 32,
         "steps": 10, "batch_size": 16, "beta": 1.0, "iterations": 4, "stride": 32,
     },
-    # Minutes on two CPU cores: the dataclass's own defaults.
-    "quick": {},
+    "quick": {},  # Minutes on two CPU cores: the dataclass's own defaults.
     # The tutorial with a network of the same kind, a thirtieth of the size.
     "compact": COMPACT,
     # The first picture, `make demo`: the compact network after fewer steps, on fewer images.
     "demo": COMPACT | {"synthgrid_fraction": 0.2, "steps": 1000},
-    # Half resolution: whole test images, benchmark and ablations, in minutes on two CPU cores. Gaussians are half as wide in
-    # pixels, like the images.
+    # Half resolution, and Gaussians half as wide in pixels: whole test images, benchmark and ablations, in minutes.
     "half": COMPACT | {
         "image_size": 256, "crop_size": 64, "tolerance": 2.0, "hardness": 2.0, "stride": 32,
         "score": "ssim", "sigma": 3.0, "sigma_wide": 9.0,
@@ -218,10 +215,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rotation": False, "steps": 0, "epochs": 500, "batch_size": 256, "beta": 1.0, "learning_rate": 5e-4,
         "schedule": "constant",
     },
-    # For the highest localization with the article's network on the real grid. results/reference/choosing_best.md has what was
-    # tried, and what had been seen of the test images.
+    # The highest localization with the article's network on the real grid; choosing_best.md has what was tried and seen.
     "best": {
         "steps": 8000, "alpha": 0.1, "iterations": 60, "tolerance": 2.0, "hardness": 2.0, "coarse_weight": 4.0,
         "score": "l1_ssim", "sigma_wide": 18.0,
+    },
+    # An object fills the picture and keeps its pose: one upright crop of the whole, since a part of it says nothing without its
+    # place. Chosen on pasted defects: results/reference/choosing_object.md.
+    "object": {
+        "image_size": 128, "rotation": False, "steps": 1500, "batch_size": 64, "stride": 128, "alpha": 0.1, "iterations": 40,
+        "tolerance": 3.0, "hardness": 1.0, "score": "l1_ssim", "sigma": 2.0,
     },
 }  # fmt: skip

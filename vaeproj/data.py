@@ -85,7 +85,7 @@ def load_split(folder: Path, split: str, size: int, *, device: torch.device = CP
 
 
 def load_clean(folder: Path, names: Sequence[str], size: int) -> Tensor:
-    """SynthGrid's ground truth: the same scenes without their defect, uint8 [N, 1, size, size]; a `UserError` elsewhere."""
+    """SynthGrid's ground truth: the same scenes without their defect, uint8 [N, C, size, size]; a `UserError` elsewhere."""
     if not (folder / "clean").is_dir():
         raise UserError(f"{folder} has no 'clean' folder: only SynthGrid knows its scenes without the defect.")
     paths = [folder / "clean" / f"{name}.png" for name in names]
