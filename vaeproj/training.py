@@ -155,20 +155,16 @@ class _Step:
     """`train_step` on crops gathered on the device, captured on a GPU once for each batch size."""
 
     def __init__(self, vae: VAE, optimizer: Optimizer, sampler: CropSampler, beta: float) -> None:
-        self.once, self.state = (
-            functools.partial(_once, vae, optimizer, sampler, beta),
-            functools.partial(state_of, vae, optimizer),
-        )
+        self.once = functools.partial(_once, vae, optimizer, sampler, beta)
+        self.state = functools.partial(state_of, vae, optimizer)
         self.captured: dict[int, tuple[Tensor, Tensor, Tensor, Callable[[], None]]] = {}
 
     def __call__(self, rows: Tensor, noise: Tensor) -> Tensor:
         """The loss terms [2] of the crops ``rows`` [B, 7], in a tensor that the next call overwrites."""
         if len(rows) not in self.captured:
             slots = rows.clone(), noise.clone(), rows.new_zeros(2)
-            self.captured[len(rows)] = (
-                *slots,
-                captured(functools.partial(self.once, *slots), rows.device, self.state, warm_up=3),
-            )
+            again = captured(functools.partial(self.once, *slots), rows.device, self.state, warm_up=3)
+            self.captured[len(rows)] = *slots, again
         own_rows, own_noise, terms, again = self.captured[len(rows)]
         own_rows.copy_(rows)
         own_noise.copy_(noise)
