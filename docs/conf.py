@@ -75,7 +75,8 @@ def describe(app: Sphinx, page: nodes.document) -> None:
 def play(app: Sphinx, page: nodes.document) -> None:
     """Put the player in the place of the animation, which stays for readers without JavaScript."""
     up = "../" * app.env.docname.count("/")
-    for picture in [picture for picture in page.findall(nodes.image) if picture["uri"].endswith(f"{PLAYER.stem}.gif")]:
+    moving = [picture for picture in page.findall(nodes.image) if picture["uri"].endswith(".gif")]
+    for picture in [picture for picture in moving if not picture["uri"].endswith("/page.gif")]:  # the live page's own
         frame = f'<iframe src="{up}_static/{PLAYER.name}" title="{escape(picture["alt"])}" loading="lazy"></iframe>'
         before, after = (nodes.raw("", html, format="html") for html in (frame + "<noscript>", "</noscript>"))
         picture.replace_self([before, picture.deepcopy(), after])
