@@ -21,7 +21,6 @@ from _common import Bench, run
 from vaeproj.cli.page import assemble, packed, page_data
 from vaeproj.config import RESULTS_DIR, UserError
 from vaeproj.model import VAE
-from vaeproj.panel.explorer import for_one_crop
 from vaeproj.projection import energy_gradient, project, step
 from vaeproj.workspace import Request, Workspace
 
@@ -85,7 +84,7 @@ def main(bench: Bench) -> None:
         for _ in range(iterations):
             state = step(vae, state, crops[:1], config, ws.expected)
 
-    theirs = {str(vae.posterior.weight.dtype).removeprefix("torch."): for_one_crop(vae) for vae in (ws.vae, ws.fast_vae)}
+    theirs = {str(vae.posterior.weight.dtype).removeprefix("torch."): vae for vae in (ws.vae, ws.fast_vae)}
     speeds: dict[str, list[float]] = {name: [] for name in ("page", *theirs)}
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])

@@ -15,8 +15,7 @@ from nbconvert import HTMLExporter
 
 from vaeproj.cli.commands import parser
 from vaeproj.config import PRESETS, Config, UserError
-from vaeproj.model import frozen
-from vaeproj.panel.explorer import Explorer, Setting, for_one_crop, idle
+from vaeproj.panel.explorer import Explorer, Setting, idle
 from vaeproj.panel.sheet import AXES, BAR, CORNERS, FLOOR, MAGMA, OUTLINE, THUMBNAIL, TILE, WIDTH, Sheet, jpeg, thumbnail
 from vaeproj.panel.widgets import KNOBS, LADDERS, PAUSE, STATIC, Panel, control, explore, somebody_there
 from vaeproj.projection import State, trajectory
@@ -346,19 +345,6 @@ def test_knobs_are_the_projections_hyper_parameters(panel, ws):
     assert set(KNOBS) == {name for name, field in FIELDS.items() if field.metadata["group"] == "projection"}
     assert set(panel.knobs) == set(KNOBS)
     assert panel.setting.config == ws.config
-
-
-def test_the_network_for_one_crop_computes_and_differentiates_as_the_plain_one(seasoned_vae):
-    """Against autograd through the plain layers in float64, where the order of sums does not show."""
-    plain = frozen(seasoned_vae(), torch.float64)
-    before, x = dict(plain.named_modules()), torch.rand(2, 1, 16, 16, dtype=torch.float64, requires_grad=True)
-    fast = for_one_crop(plain)
-    assert dict(plain.named_modules()) == before  # itself untouched
-    there = [vae.decode(vae.encode(x)[0]) for vae in (plain, fast)]
-    torch.testing.assert_close(*there, rtol=1e-12, atol=1e-12)
-    gradients = [torch.autograd.grad(logits.sin().sum(), x)[0] for logits in there]
-    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
-    assert gradients[0].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("content, there", [({"allow_stdin": True}, True), ({"allow_stdin": False}, False), ({}, False)])

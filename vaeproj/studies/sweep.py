@@ -96,8 +96,9 @@ def measure(point: Record, folder: Path) -> Record:
         made = evaluate(own_maps(ws, ws.test.images), ws.test.gt_masks, ws.test.defects, bootstrap=0)
         numbers |= {name: made[name] for name in METRICS}
     numbers["seconds"] = time.perf_counter() - start
-    for column, begins in OPPONENTS.items() if point["opponents"] else ():
-        judged = [judge(ws, score, keep_maps=False)[0] for name, score in scores(ws).items() if f"{name}.".startswith(begins)]
+    methods = scores(ws) if point["opponents"] else {}
+    for column, begins in OPPONENTS.items() if methods else ():
+        judged = [judge(ws, score, keep_maps=False)[0] for name, score in methods.items() if f"{name}.".startswith(begins)]
         numbers |= {f"{column}_{key}": max(row[key] for row in judged) for key in METRICS}
     return numbers
 

@@ -1,5 +1,6 @@
 """Category `ring`, in colour: a bottle's mouth from above, nearly at one place, and its defects. Lengths in image sides."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -73,8 +74,8 @@ def _facets(spots: ndarray, rng: random.Generator, colour: ndarray, radii: Range
 
 
 RING_COUNTS = {"train/good": 209, "test/good": 20, "test/chip": 22, "test/contamination": 21, "test/crack": 20}  # of bottle
-RING_PAINTERS = {  # a piece is broken out of the mouth; a crumpled scrap lies in the hollow
+RING_PAINTERS: dict[str, Callable[..., ndarray]] = {  # a piece is broken out of the mouth; a crumpled scrap lies in the hollow
     "chip": partial(_facets, radii=(0.23, 0.31), shades=np.outer((14, 22, 30, 45, 60, 150), (0.95, 0.98, 1.06)), torn=0.0015),
     "contamination": partial(_facets, radii=(0, 0.1), shades=np.outer((60, 75, 90, 105, 125), (1, 0.88, 0.72)), torn=0.006),
-    "crack": partial(crack),
+    "crack": crack,
 }
