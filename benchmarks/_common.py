@@ -54,7 +54,7 @@ class Bench:
             folder = category_dir(self.options.data_root.resolve(), self.options.category)
         elif self.options.small:
             counts = {name: 8 if name == "train/good" else 1 for name in COUNTS}
-            folder = write_synthgrid(Path(self.scratch.name), size=128, counts=counts, progress=False)
+            folder = write_synthgrid(Path(self.scratch.name), size=128, counts=counts)
         else:
             folder = write_synthgrid(DATA_DIR / "synthgrid")
         if not self.options.images:

@@ -138,7 +138,7 @@ def page_ws(seasoned_vae: Callable[..., VAE], tmp_path_factory: pytest.TempPathF
     """Two rendered images of each kind under preset ``compact``, with a network that needs no training."""
     root = tmp_path_factory.mktemp("page")
     kinds = ("train/good", "test/good", *(f"test/{d}" for d in ("bent", "broken", "glue", "metal_contamination", "thread")))
-    write_synthgrid(root, size=512, counts=dict.fromkeys(kinds, 2), progress=False, workers=1)
+    write_synthgrid(root, size=512, counts=dict.fromkeys(kinds, 2))
     vae = seasoned_vae(64, 128, widths=(16, 32, 64, 64), hidden=256)
     with torch.no_grad():
         for layer in (layer for layer in vae.modules() if isinstance(layer, torch.nn.Linear)):

@@ -1,10 +1,12 @@
 """Methods side by side: each row is what its own maps say, means are means over seeds, an ablation is computed once."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from conftest import write_image
 from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -15,8 +17,18 @@ from vaeproj.localization import anomaly_maps, difference, smooth
 from vaeproj.metrics import METRICS, evaluate
 from vaeproj.projection import composite, project
 from vaeproj.studies import comparison
-from vaeproj.studies.ablation import ablate, best_on, sweep
-from vaeproj.studies.comparison import OPPONENTS, compare, label_free_threshold, means, relative, save_maps, table
+from vaeproj.studies.comparison import (
+    OPPONENTS,
+    ablate,
+    best_on,
+    compare,
+    label_free_threshold,
+    means,
+    relative,
+    repair_gain,
+    save_maps,
+    table,
+)
 from vaeproj.studies.proxy import proxy_workspace
 from vaeproj.weight import anomaly_weight, fit_expected
 
@@ -232,12 +244,12 @@ def test_every_method_says_something_else(open_ws):
 
 def test_an_ablation_is_computed_once(open_ws):
     ws = open_ws(SETTINGS)
-    first = sweep(ws, "alpha", [0.5, 2.0])
-    assert first["pixel_AUROC"][1] == pytest.approx(ablate(ws, {})["pixel_AUROC"])
-    assert first["pixel_AUROC"][0] != first["pixel_AUROC"][1]
+    first = [ablate(ws, {"alpha": alpha}) for alpha in (0.5, 2.0)]
+    assert first[1] == pytest.approx(ablate(ws, {}))
+    assert first[0]["pixel_AUROC"] != first[1]["pixel_AUROC"]
     stamps = [path.stat().st_mtime_ns for path in (ws.kept / "cache").iterdir()]
-    assert sweep(ws, "alpha", [0.5, 2.0]) == first
-    assert best_on(ws, {}, "alpha", [0.5, 2.0]) == [0.5, 2.0][np.argmax(first["pixel_AP"])]
+    assert [ablate(ws, {"alpha": alpha}) for alpha in (0.5, 2.0)] == first
+    assert best_on(ws, {}, "alpha", [0.5, 2.0]) == [0.5, 2.0][np.argmax([row["pixel_AP"] for row in first])]
     assert [path.stat().st_mtime_ns for path in (ws.kept / "cache").iterdir()] == stamps
     assert len(stamps) == 2
 
@@ -283,9 +295,35 @@ def test_restoration_compares_with_the_scene_without_the_defect(open_ws, categor
         assert curve["error"][0] == 0 < curve["error"][-1]
 
 
-def test_what_has_no_finite_value_has_no_mean():
-    values = {"psnr": torch.tensor([20.0, float("inf"), 30.0]), "ssim": torch.tensor([float("nan")])}
-    assert means({"VAE": values}) == {"VAE": {"psnr": 25.0}}
+def test_what_has_no_finite_value_has_an_infinite_mean_or_none():
+    inf, nan = float("inf"), float("nan")
+    values = {"mixed": [20.0, inf, nan, 30.0], "equal": [inf, inf], "once": [nan, inf], "unknown": [nan, nan]}
+    found = means({"VAE": {key: torch.tensor(value) for key, value in values.items()}})
+    assert found == {"VAE": pytest.approx({"mixed": 25.0, "equal": inf, "once": inf, "unknown": nan}, nan_ok=True)}
+
+
+def test_a_test_image_that_is_the_truth_outside_its_mask(open_ws, category):
+    for path in (category / "test").glob("[bt]*/*.png"):  # of the very size that is asked for: no resizing smears the border
+        mask_path = category / f"ground_truth/{path.parent.name}/{path.stem}_mask.png"
+        pixels, mask = (np.asarray(Image.open(p))[:32, :32] for p in (path, mask_path))
+        write_image(path, pixels)
+        write_image(mask_path, mask)
+        write_image(category / f"clean/{path.parent.name}/{path.name}", np.where(mask > 0, 255 - pixels, pixels))
+    ws = open_ws(SETTINGS)
+    rows = comparison.restoration(ws)
+    assert rows["test image"]["psnr_outside"].isposinf().all() and rows["VAE"]["psnr_outside"].isfinite().all()
+    summary, gain = means(rows), repair_gain(rows)
+    assert all(set(summary[name]) == set(rows[name]) for name in rows)
+    assert summary["test image"]["psnr_outside"] == float("inf")
+    outside = rows["projection, anchored"]["psnr_outside"] - rows["composite"]["psnr_outside"]
+    assert gain["composite"]["psnr_outside"][0] == pytest.approx(outside.mean().item(), abs=1e-3)
+    for curve in comparison.through_time(ws, every=1).values():
+        assert all(np.isfinite(values).all() for values in curve.values())
+    inside, outside = (torch.stack([row[key] for row in rows.values()]) for key in ("psnr_inside", "psnr_outside"))
+    ws.figure("restoration", names=np.array(list(rows)), inside=inside, outside=outside)
+    ws.record(restoration=summary)
+    recorded = json.loads((ws.out / "metrics.json").read_text())["restoration"]
+    assert recorded["test image"]["psnr_outside"] is None and recorded["VAE"] == summary["VAE"]
 
 
 def test_maps_are_kept_with_their_names(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaeproj.config import DESCENTS, PRESETS, Config, field_type, parse_settings
+from vaeproj.config import DESCENTS, PRESETS, Config, parse_settings
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 NUMERIC = [name for name, field in FIELDS.items() if field.metadata["low"] is not None]
@@ -75,7 +75,7 @@ def test_a_value_of_another_type_is_refused(refuses, data):
         str: st.sampled_from([1, True, None, b"full"]),
     }
     with refuses(name):
-        Config(**{name: data.draw(values[field_type(name)])})
+        Config(**{name: data.draw(values[FIELDS[name].type])})
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_settings_are_read(settings, expected):
 @given(st.data())
 def test_any_value_in_range_is_kept_as_it_is_and_reads_back_written_out(data):
     name = data.draw(st.sampled_from(list(FIELDS)))
-    meta, kind = FIELDS[name].metadata, field_type(name)
+    meta, kind = FIELDS[name].metadata, FIELDS[name].type
     values = {
         bool: st.booleans(),
         str: st.sampled_from(meta["choices"] or ["16-32", "32-64-128", "8-8-8-8-8"]),

@@ -184,7 +184,7 @@ def test_limits_come_from_good_photos_held_out_alone(shop, judged, tmp_path):
     assert held == str(shop / "good/0.jpg")
     ws = detect._workspace(known[1:], config, Request("ci", device="cpu"), shop, shop / "kept")
     assert ws.weights == judged.summary["weights"]  # trained on the other seven
-    heat, _, _ = detect._judge(ws, known[0], Image.new("L", (1, 1)))
+    heat, _, _ = detect._judge(ws, known[0], Image.new("1", (1, 1), 1))
     limit = np.quantile(heat, 0.999)
     assert judged.summary["limits"] == pytest.approx({"pixel": limit, "share": np.mean(heat > limit)})
     row = judged.rows[str(shop / "asked/upright.png")]
@@ -197,7 +197,7 @@ def test_a_map_is_that_of_the_benchmark_in_units_of_its_median(shop):
     rng = np.random.default_rng(0)
     squares = [rng.integers(0, 256, (3, 64, 64), dtype=np.uint8) for _ in range(2)]
     ws = detect._workspace(squares, config.replace(steps=2), Request("ci", device="cpu"), shop, shop / "kept")
-    heat, counted, repaired = detect._judge(ws, squares[0], Image.new("L", (1, 1)))
+    heat, counted, repaired = detect._judge(ws, squares[0], Image.new("1", (1, 1), 1))
     np.testing.assert_allclose(
         heat, relative(own_maps(ws, torch.from_numpy(squares[0])[None]))[0].numpy(), rtol=1e-3
     )  # the median of an even number
@@ -224,7 +224,7 @@ def test_what_a_mask_hides_counts_neither_for_score_nor_for_mask(shop, judged, t
     assert mask.shape == (400, 300) and not mask[190:370, 30:160].any()
     known = [detect._pixels(shop / f"good/{i}.jpg", 64, 8) for i in range(8)]
     ws = detect._workspace(known[1:], training.Config.from_preset("ci", SETTINGS), Request(device="cpu"), shop, shop / "kept")
-    heat, _, _ = detect._judge(ws, known[0], Image.new("L", (1, 1)))
+    heat, _, _ = detect._judge(ws, known[0], Image.new("1", (1, 1), 1))
     seen = np.ones(heat.shape, bool)
     seen[40:79, 6:34] = False  # of 85 rows and 64 columns, as 19 to 37 of 40 and 3 to 16 of 30
     inside = heat[seen] / np.median(heat[seen])  # good photos are judged by the same pixels

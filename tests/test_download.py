@@ -78,7 +78,7 @@ BODY = archive(FILES)
 
 def get(server: SimpleNamespace, root: Path, category: str | None = "grid", path: str = "") -> None:
     hash_ = hashlib.sha256(server.body).hexdigest()
-    download(root, category=category, url=server.url + path, sha256=hash_, progress=False)
+    download(root, category=category, url=server.url + path, sha256=hash_)
 
 
 def of(*categories: str) -> dict[str, bytes]:
@@ -166,5 +166,5 @@ def test_a_server_that_says_no_and_one_that_is_not_there_are_named(tmp_path, ref
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/archive"
         with refuses(url, "--url"):
-            download(tmp_path, category="grid", url=url, progress=False)
+            download(tmp_path, category="grid", url=url)
     assert contents(tmp_path) == {}

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
-from vaeproj.figures import FIGURES, STYLE, Scale, grid, largest, redraw, save
+from vaeproj.figures import FIGURES, STYLE, Rows, grid, redraw, save
 
 CROPS = np.random.default_rng(0).random((4, 1, 16, 16)).astype(np.float32)
 MASKS = np.zeros((4, 16, 16), bool)
@@ -54,7 +54,7 @@ def test_arrays_of_another_version_or_cut_short_are_one_sentence(tmp_path, refus
 
 def test_rows_of_a_scale_compare_and_grey_rows_are_absolute():
     low, high = CROPS[:, 0] * 0.1, CROPS[:, 0] * 0.3
-    drawn = grid([CROPS, low, high], ["a", "b", "c"], scales=[Scale([1, 2], largest(low, high), "unit")])
+    drawn = grid([CROPS], ["a", "b", "c"], (), Rows([low, high], "unit"))
     limits = [axis.images[0].get_clim() for axis in drawn.axes if axis.images]
     assert limits[:4] == [(0, 1)] * 4
     assert limits[4:] == [(0, pytest.approx(high.max()))] * 8
@@ -136,6 +136,10 @@ EXAMPLES = {
 # Colour bars: as many as there are scales that no label on the picture tells.
 BARS = {"residual": 1, "spectra": 1, "iteration_strip": 1, "soft_mask": 3, "weights": 2, "descents": 1, "article_bugs": 1}
 BARS |= {"comparison": 1, "gallery": 2, "cases": 1}
+
+
+def test_every_function_of_arrays_is_a_figure_and_nothing_else():
+    assert set(FIGURES) == set(EXAMPLES)
 
 
 @pytest.mark.parametrize("name", FIGURES)

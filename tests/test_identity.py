@@ -15,8 +15,8 @@ TRAINING = (
 )  # fmt: skip
 EXPECTED = (weight.features, weight.smoothed_residual, weight.fit_expected)
 KNOWN = {
-    "DECODING_VERSION": (3, "4692ee19319407ad"),
-    "TRAINING_VERSION": (2, "b723d85cee32ebce"),
+    "DECODING_VERSION": (3, "8ae7c6ed9d40d537"),
+    "TRAINING_VERSION": (2, "431b35afd509a01a"),
     "EXPECTED_VERSION": (1, "d002a955883f199d"),
 }
 

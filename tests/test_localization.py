@@ -10,7 +10,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from vaeproj.config import Config
 from vaeproj.crops import tile_starts
-from vaeproj.localization import anomaly_maps, difference, image_scores, projection_score, residual_score, smooth, ssim_map
+from vaeproj.localization import anomaly_maps, difference, projection_score, residual_score, smooth, ssim_map
 from vaeproj.projection import project
 from vaeproj.weight import fit_expected
 
@@ -77,10 +77,6 @@ def test_smoothing_is_scipys_gaussian_and_two_give_their_geometric_mean(sigma, s
     np.testing.assert_allclose(smooth(maps, sigma, sigma_wide), expected, rtol=1e-4)
     if sigma_wide:  # a score that rounding took below 0 counts as 0
         assert not smooth(maps - 2, sigma, sigma_wide).any()
-
-
-def test_the_score_of_an_image_is_its_largest_pixel():
-    assert image_scores(torch.tensor([[[0.0, 3.0], [1.0, -4.0]], [[-2.0, -1.0], [-3.0, -1.5]]])).tolist() == [3.0, -1.0]
 
 
 def test_ssim_is_scipys_and_torchmetrics():

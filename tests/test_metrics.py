@@ -255,3 +255,9 @@ def test_the_power_spectrum_is_that_of_a_loop_over_rings(shape):
     np.testing.assert_allclose(frequency, np.arange(side // 2 + 1) / side, rtol=1e-6)
     np.testing.assert_allclose(mean, [np.mean(ring) for ring in rings], rtol=1e-4)
     np.testing.assert_allclose(power_spectrum(torch.from_numpy(images).float() + 0.25)[1], mean, rtol=1e-3)  # grey is no edge
+
+
+def test_the_score_of_an_image_is_its_largest_pixel():
+    maps = torch.tensor([[[0.0, 3.0], [1.0, -4.0]], [[2.0, 2.0], [2.0, 2.0]]])  # by its mean the second would lead
+    for defects, auroc in ((["bent", "good"], 1.0), (["good", "bent"], 0.0)):
+        assert evaluate(maps, np.zeros((2, 2, 2), np.uint8), defects, bootstrap=0)["image_AUROC"] == auroc

@@ -16,11 +16,12 @@ from nbconvert import HTMLExporter
 from vaeproj.cli.commands import parser
 from vaeproj.config import PRESETS, Config, UserError
 from vaeproj.panel.explorer import Explorer, Setting, idle
-from vaeproj.panel.sheet import AXES, BAR, CORNERS, FLOOR, MAGMA, OUTLINE, THUMBNAIL, TILE, WIDTH, Sheet, jpeg, thumbnail
+from vaeproj.panel.sheet import AXES, BAR, CORNERS, FLOOR, MAGMA, THUMBNAIL, TILE, WIDTH, Sheet, jpeg, thumbnail
 from vaeproj.panel.widgets import KNOBS, LADDERS, PAUSE, STATIC, Panel, control, explore, somebody_there
 from vaeproj.projection import State, trajectory
 from vaeproj.workspace import Request, Workspace
 
+ORANGE = (230, 159, 0)  # of masks
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 
@@ -36,7 +37,7 @@ def explorer(ws):
 
 @pytest.fixture
 def panel(explorer):
-    return Panel(explorer, explorer.start())
+    return Panel(explorer, explorer.start().name)
 
 
 def changed(setting, **values):
@@ -55,7 +56,7 @@ def tiles(picture):
 
 
 def test_a_sheet_holds_the_projection_of_that_crop(ws, explorer):
-    sheet = explorer.sheet(Setting("bent/004", 3, 7, ws.config))
+    sheet = explorer.sheet(Setting("bent/004", (7, 3), ws.config))
     crop = ws.test.images[ws.test.index("bent/004")][None, :, 3:19, 7:23] / 255
     path = trajectory(ws.fast_vae, crop, ws.config, ws.expected)
     assert len(sheet.frames) == 7
@@ -64,7 +65,7 @@ def test_a_sheet_holds_the_projection_of_that_crop(ws, explorer):
 
 
 def test_start_is_the_first_defect_centred_with_the_workspaces_hyper_parameters(ws, explorer):
-    assert explorer.start() == Setting("bent/003", *ws.crops_at(["bent/003"])[2][0], ws.config)
+    assert explorer.start() == Setting("bent/003", ws.crops_at(["bent/003"])[2][0][::-1], ws.config)
     assert explorer.start("good/007").name == "good/007"
 
 
@@ -105,7 +106,7 @@ def test_command_opens_the_same_configuration_and_data(category, open_ws, tmp_pa
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_command_says_no_more_than_differs_from_the_preset(ws, preset):
-    setting = Setting("bent/000", 0, 0, Config.from_preset(preset, "alpha=0.3 flip=true"))
+    setting = Setting("bent/000", (0, 0), Config.from_preset(preset, "alpha=0.3 flip=true"))
     command = setting.command(dataclasses.replace(ws, request=Request(preset)))
     assert command == f"python -m vaeproj run 04 --preset {preset} --set alpha=0.3"
 
@@ -137,12 +138,12 @@ def test_a_change_is_drawn_on_the_scale_asked_for_and_says_which(explorer):
 
 def test_outline_marks_the_border_of_the_defect_and_can_be_left_out(ws, explorer):
     setting = explorer.start()
-    mask = ws.test.gt_masks[ws.test.index(setting.name)][setting.top :, setting.left :][:16, :16] > 0
+    mask = ws.test.gt_masks[ws.test.index(setting.name)][setting.at[1] :, setting.at[0] :][:16, :16] > 0
     marked, plain = (tiles(explorer.sheet(setting).draw(3, outline=outline)) for outline in (True, False))
     differs = (marked != plain).any(3)
     assert not differs[1:3].any()
     for tile, at in ((marked[0], differs[0]), (marked[3], differs[3])):
-        assert at.any() and (tile[at] == OUTLINE).all()
+        assert at.any() and (tile[at] == ORANGE).all()
         assert mask.repeat(16, 0).repeat(16, 1)[at].all()  # enlarged as the crop is
 
 
@@ -173,7 +174,7 @@ def test_a_static_picture_is_small_even_of_noise():
 def test_thumbnail_shows_the_image_and_its_defect(ws):
     drawn = np.asarray(thumbnail(ws.test.images[0].numpy(), ws.test.gt_masks[0]), dtype=int)
     assert drawn.shape == (THUMBNAIL, THUMBNAIL, 3)
-    y, x = np.nonzero((drawn == OUTLINE).all(2))
+    y, x = np.nonzero((drawn == ORANGE).all(2))
     rows, columns = np.nonzero(ws.test.gt_masks[0])
     edges = np.array([y.min(), y.max() + 1, x.min(), x.max() + 1]) * 32 / THUMBNAIL
     np.testing.assert_allclose(edges, [rows.min(), rows.max() + 1, columns.min(), columns.max() + 1], atol=0.2)
@@ -227,7 +228,7 @@ def test_every_control_reaches_the_setting(panel):
 @pytest.mark.parametrize("settings", ["", "iterations=4 alpha=0.02", "descent=plain alpha=0.125"])
 def test_another_descent_brings_its_own_settings(open_ws, settings):
     explorer = Explorer(open_ws(settings))
-    panel, own = Panel(explorer, explorer.start()), explorer.ws.config
+    panel, own = Panel(explorer, explorer.start().name), explorer.ws.config
     for descent, brought in {
         "article": {"alpha": 0.05, "iterations": 16, "lam": 1.0},
         "anchored": {"alpha": 0.25, "iterations": 16, "lam": 1.0},  # which says nothing of lam
@@ -249,11 +250,11 @@ def test_defect_and_image_and_crop(panel, ws):
     assert panel.shown.name == "good/007"
     panel.defect.value = "bent"
     panel.image.value = "bent/004"
-    centred = Setting("bent/004", *ws.crops_at(["bent/004"])[2][0], ws.config)
+    centred = Setting("bent/004", ws.crops_at(["bent/004"])[2][0][::-1], ws.config)
     assert panel.shown == centred
     whole, picture = panel.crop.jpeg, panel.picture.jpeg
     panel.crop.at = [1, 9]  # as the browser sends it
-    assert (panel.shown.left, panel.shown.top) == (1, 9)
+    assert panel.shown.at == (1, 9)
     assert panel.crop.jpeg == whole and panel.picture.jpeg != picture
     panel.centre.click()
     assert (panel.shown, panel.picture.jpeg) == (centred, picture)

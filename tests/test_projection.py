@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vaeproj import projection
 from vaeproj.config import Config
 from vaeproj.model import VAE, frozen
 from vaeproj.projection import GROW, SHRINK, State, composite, descend, energy_gradient, project, step, trajectory
@@ -247,12 +248,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-def test_project_and_trajectory_are_the_descent_of_each_tile(vae, vae64, expected, changes):
+def test_project_and_trajectory_are_the_descent_of_each_tile(vae, vae64, expected, changes, monkeypatch):
     settings, x_0 = config(**changes), graded(vae, 7)
     before = x_0.clone()
     alone = torch.stack([one_at_a_time(vae64, x[None], settings, expected) for x in x_0], 1)
     for chunk in (3, 64):  # more tiles than are taken at once, and fewer
-        torch.testing.assert_close(project(vae, x_0, settings, expected, chunk=chunk), alone[-1].float(), rtol=0, atol=5e-4)
+        monkeypatch.setattr(projection, "CPU_CHUNK", chunk)
+        torch.testing.assert_close(project(vae, x_0, settings, expected), alone[-1].float(), rtol=0, atol=5e-4)
     # In float64: on the way, float32 rounds differently on each processor, and rounding decides which steps are taken back.
     path = trajectory(vae64, x_0.double(), settings, expected)
     assert path.x.shape == path.reconstruction.shape == (settings.iterations + 1, *x_0.shape)
@@ -304,10 +306,11 @@ def test_an_iteration_never_waits_for_a_value(seasoned_vae):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize(("chunk", "changes"), [(3, {}), (2048, {}), (2048, {"descent": "paper"})])
-def test_on_a_gpu_the_descent_is_the_same(vae, expected, chunk, changes):
+def test_on_a_gpu_the_descent_is_the_same(vae, expected, chunk, changes, monkeypatch):
     x_0, settings = graded(vae, 9), config(**changes)
     wanted = project(vae, x_0, settings, expected)
-    done = project(frozen(vae, torch.float16).cuda(), x_0.cuda(), settings, expected.cuda(), chunk=chunk)
+    monkeypatch.setattr(projection, "CUDA_CHUNK", chunk)
+    done = project(frozen(vae, torch.float16).cuda(), x_0.cuda(), settings, expected.cuda())
     # The network runs in fp16 there: one part in 1000 of a residual, and a step may be taken back here and not there.
     difference = (done.cpu() - wanted).abs()
     assert difference.max() < 5e-3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vaeproj.studies.ablation import sweep
+from vaeproj.studies.comparison import ablate
 from vaeproj.studies.proxy import KINDS, paste, proxy_split, proxy_workspace
 
 
@@ -43,8 +43,8 @@ def test_a_choice_by_the_proxy_sees_no_test_image(open_ws, category):
     proxy = proxy_workspace(ws)
     assert (len(ws.train.names), len(proxy.train.names), len(proxy.test.names)) == (3, 2, 5)
     assert proxy.train.digest != ws.train.digest  # a VAE trained on fewer images is another one
-    rows = sweep(proxy, "score", ["l1", "l2"])
-    assert rows["pixel_AP"][0] != rows["pixel_AP"][1]
+    rows = [ablate(proxy, {"score": kind}) for kind in ("l1", "l2")]
+    assert rows[0]["pixel_AP"] != rows[1]["pixel_AP"]
     assert all(ndimage.label(mask)[1] for mask in proxy.test.gt_masks[1:])  # defects pasted on the one held out
 
 

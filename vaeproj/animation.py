@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -32,17 +33,16 @@ def save_animation(frames: np.ndarray, picture: np.ndarray, stem: Path, truth: n
     # Every iteration of a short descent; of a long one the early ones, where most of it happens, more densely.
     spaced = np.unique(np.geomspace(1, len(frames), MOST_FRAMES).round().astype(int) - 1)
     shown = (spaced if len(frames) > MOST_FRAMES else np.arange(len(frames))).tolist()
-    x, f = np.stack([_pixels(frames[t]) for t in shown]), _pixels(picture)
-    clean = None if truth is None else _pixels(truth)
+    x, f = np.stack([levels(frames[t]) for t in shown]), levels(picture)
+    clean = None if truth is None else levels(truth)
     change = np.abs(x.astype(np.float32) - x[0]).reshape(*x.shape[:3], -1).mean(-1)  # grey levels of 255
     white = max(float(np.quantile(change, 0.999)), 1.0)  # a few hot pixels must not darken the rest
 
-    base = _base(x[0], f, clean, white)
     heat = MAGMA[(change * (255 / white)).clip(0, 255).astype(np.uint8)]
-    sheets = [_sheet(base, *moving) for moving in zip(x, heat, shown, strict=True)]
+    sheets = [_sheet([x[0], x_t, clean, f, hot], t, white) for x_t, hot, t in zip(x, heat, shown, strict=True)]
     # One palette for all, 64 colours of the pictures and 32 of the bar: then a frame stores only what moved.
     palette = Image.new("P", (1, 1))
-    pictures = sheets[-1].crop((0, 0, base.width, HEAD + PANEL)).quantize(64)
+    pictures = sheets[-1].crop((0, 0, sheets[-1].width, HEAD + PANEL)).quantize(64)
     palette.putpalette([*(pictures.getpalette() or ()), *MAGMA[::8].ravel().tolist()])
     *path, end = (sheet.quantize(palette=palette, dither=Image.Dither.NONE) for sheet in sheets)
     durations = [HOLD_MS, START_MS] + [FRAME_MS] * (len(shown) - 2)
@@ -58,43 +58,30 @@ def save_animation(frames: np.ndarray, picture: np.ndarray, stem: Path, truth: n
     return [gif, webp, html]
 
 
-def _pixels(image: np.ndarray) -> np.ndarray:
-    """[C, c, c] in [0, 1] as uint8 [c, c], or [c, c, 3]."""
+def levels(image: np.ndarray) -> np.ndarray:
+    """A picture [C, H, W] in [0, 1] as PIL takes it: uint8 [H, W], or [H, W, 3]."""
     return (displayable(image).clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def _base(image: np.ndarray, picture: np.ndarray, truth: np.ndarray | None, white: float) -> Image.Image:
-    """What does not move: test image, reconstruction, clean truth, and the scale of the change."""
-    width = CORNERS[2][0] + (BAR + 132 if truth is None else PANEL) + GAP
-    base = Image.new("RGB", (width, CORNERS[-1][1] + PANEL + GAP), "white")
-    _panel(base, 0, image, "test image x₀")
-    _panel(base, 3, picture, "reconstruction f(x₀)")
-    if truth is not None:
-        _panel(base, 2, truth, "clean truth")
-    (x, y), draw = CORNERS[5], ImageDraw.Draw(base)
-    base.paste(Image.fromarray(MAGMA[::-1, None]).resize((BAR, PANEL)), (x, y))
+def _sheet(pictures: Sequence[np.ndarray | None], t: int, white: float) -> Image.Image:
+    """The pictures of `CORNERS` at iteration t under their titles, and the scale of the change."""
+    titles = ("test image x₀", f"projection xₜ, t = {t}", "clean truth", "reconstruction f(x₀)", "change |xₜ − x₀|")
+    width = CORNERS[2][0] + (BAR + 132 if pictures[2] is None else PANEL) + GAP
+    sheet = Image.new("RGB", (width, CORNERS[-1][1] + PANEL + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for (x, y), pixels, title in zip(CORNERS[:-1], pictures, titles, strict=True):
+        if pixels is not None:  # box filtering leaves enlarged pixels as they are
+            sheet.paste(Image.fromarray(pixels).resize((PANEL, PANEL), Image.Resampling.BOX), (x, y))
+            draw.text((x, y - 9), title, "black", FONT, "ls")
+    x, y = CORNERS[-1]
+    sheet.paste(Image.fromarray(MAGMA[::-1, None]).resize((BAR, PANEL)), (x, y))
     for text, height, anchor in (
         (f"≥ {white / 255:.2f}", 0, "la"),
         ("grey level\n(0 to 1)", PANEL / 2, "lm"),
         ("0", PANEL, "ls"),
     ):
         draw.text((x + BAR + 8, y + height), text, "black", FONT, anchor)
-    return base
-
-
-def _sheet(base: Image.Image, image: np.ndarray, heat: np.ndarray, t: int) -> Image.Image:
-    """All panels at iteration t."""
-    sheet = base.copy()
-    _panel(sheet, 1, image, f"projection xₜ, t = {t}")
-    _panel(sheet, 4, heat, "change |xₜ − x₀|")
     return sheet
-
-
-def _panel(sheet: Image.Image, corner: int, pixels: np.ndarray, title: str) -> None:
-    """Paste a picture, its title over it; box filtering leaves enlarged pixels as they are."""
-    x, y = CORNERS[corner]
-    sheet.paste(Image.fromarray(pixels).resize((PANEL, PANEL), Image.Resampling.BOX), (x, y))
-    ImageDraw.Draw(sheet).text((x, y - 9), title, "black", FONT, "ls")
 
 
 def data_url(pixels: np.ndarray) -> str:

@@ -6,9 +6,8 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any, Self
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = PROJECT_ROOT / "data"
@@ -92,22 +91,28 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
-        if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)+", self.widths):
-            raise UserError(f"widths = {self.widths!r}: join two or more numbers of channels by hyphens, such as 32-64-128.")
-        if self.crop_size % (multiple := 2 ** len(self.widths.split("-"))):
-            raise UserError(
-                f"crop_size = {self.crop_size}: widths = {self.widths} halve it at each number: use a multiple of {multiple}."
-            )
-        if self.crop_size > self.image_size:
-            raise UserError(f"crop_size = {self.crop_size} is larger than image_size = {self.image_size}: make it smaller.")
-        if self.stride > self.crop_size:
-            raise UserError(f"stride = {self.stride} leaves gaps between tiles of {self.crop_size}: make it smaller.")
-        if self.rotation and self.crop_size * 2**0.5 > self.image_size:
-            raise UserError(
-                f"A crop of {self.crop_size} turned by 45 degrees does not fit into image_size = {self.image_size}: "
-                "enlarge image_size, or set rotation=false."
-            )
+            name, kind, meta, value = field.name, type(field.default), field.metadata, getattr(self, field.name)
+            if kind is float and type(value) is int:
+                value = float(value)
+                object.__setattr__(self, name, value)
+            if type(value) is not kind:
+                raise UserError(f"{name} = {value!r}: {name} takes {kind.__name__} ({meta['help']}).")
+            if meta["choices"] and value not in meta["choices"]:
+                raise UserError(f"{name} = {value!r}: choose one of {', '.join(meta['choices'])}.")
+            if meta["low"] is not None and not meta["low"] <= value <= meta["high"]:
+                raise UserError(f"{name} = {value}: it must lie between {meta['low']:g} and {meta['high']:g} ({meta['help']}).")
+        crop, image, widths = self.crop_size, self.image_size, self.widths
+        if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)+", widths):
+            raise UserError(f"widths = {widths!r}: join two or more numbers of channels by hyphens, such as 32-64-128.")
+        if crop % (multiple := 2 ** len(widths.split("-"))):
+            raise UserError(f"crop_size = {crop}: widths = {widths} halve it at each number: use a multiple of {multiple}.")
+        if crop > image:
+            raise UserError(f"crop_size = {crop} is larger than image_size = {image}: make it smaller.")
+        if self.stride > crop:
+            raise UserError(f"stride = {self.stride} leaves gaps between tiles of {crop}: make it smaller.")
+        if self.rotation and crop * 2**0.5 > image:
+            turned = f"A crop of {crop} turned by 45 degrees does not fit into image_size = {image}"
+            raise UserError(f"{turned}: enlarge image_size, or set rotation=false.")
         if bool(self.steps) == bool(self.epochs):
             raise UserError(f"steps = {self.steps} and epochs = {self.epochs}: set one of the two and leave the other at 0.")
 
@@ -123,43 +128,20 @@ class Config:
         asked = parse_settings(settings)
         own = PRESETS[preset].get("descent", cls.descent)
         named = asked.get("descent", own)
-        values = PRESETS[preset] | ({} if named == own else DESCENTS.get(named, {})) | asked
+        brought = {} if named == own else DESCENTS.get(named, {})
         # The two ways to say how long to train exclude each other: naming one replaces the preset's other.
-        if asked.get("steps") and "epochs" not in asked:
-            values["epochs"] = 0
-        if asked.get("epochs") and "steps" not in asked:
-            values["steps"] = 0
-        return cls(**values)
+        for one, other in (("steps", "epochs"), ("epochs", "steps")):
+            if asked.get(one):
+                brought = brought | {other: 0}
+        return cls(**PRESETS[preset] | brought | asked)
 
-    def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed, checked like any other."""
-        return dataclasses.replace(self, **changes)
+    replace = dataclasses.replace  # config.replace(alpha=0.2): a copy with some fields changed, checked like any other
 
     def fingerprint(self, *groups: str, data: str = "") -> str:
         """Ten hex digits that change with any field of ``groups`` (default: all) and with the data's own hash."""
         fields = [f for f in dataclasses.fields(self) if not groups or f.metadata["group"] in groups]
         text = json.dumps({f.name: getattr(self, f.name) for f in fields} | {"data": data}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-@cache
-def field_type(name: str) -> type:
-    """The type of a hyper-parameter: bool, int, float or str."""
-    return get_type_hints(Config)[name]
-
-
-def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
-    """``value`` as the field's own type, or a sentence that says what the field takes."""
-    kind, meta = field_type(field.name), field.metadata
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise UserError(f"{field.name} = {value!r}: {field.name} takes {kind.__name__} ({meta['help']}).")
-    if meta["choices"] and value not in meta["choices"]:
-        raise UserError(f"{field.name} = {value!r}: choose one of {', '.join(meta['choices'])}.")
-    if meta["low"] is not None and not meta["low"] <= value <= meta["high"]:
-        raise UserError(f"{field.name} = {value}: it must lie between {meta['low']:g} and {meta['high']:g} ({meta['help']}).")
-    return value
 
 
 def parse_settings(settings: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,6 @@ from .files import kept_arrays
 DECODING_VERSION = 3  # raise when a file's pixels come out otherwise: it is part of every digest
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 BIT_DEPTHS = (8, 10, 12, 14, 16)  # of cameras; files have room for 8 or 16
-CPU = torch.device("cpu")
 
 Item = tuple[Path, Path | None]  # an image and its mask
 
@@ -57,12 +57,12 @@ def category_dir(data_root: Path, category: str) -> Path:
         raise UserError(f"The data root {data_root} is not a folder: pass --data-root a folder that holds category folders.")
     found = sorted(p.name for p in data_root.glob("[!.]*") if (p / "train" / "good").is_dir())
     if category not in found:
-        listed = ", ".join(found) if found else "none"
+        listed = ", ".join(found) or "none"
         raise UserError(f"{data_root} has no category '{category}' with a train/good folder; categories found: {listed}.")
     return data_root / category
 
 
-def load_split(folder: Path, split: str, size: int, *, device: torch.device = CPU, cache: Path | None = None) -> Split:
+def load_split(folder: Path, split: str, size: int, *, device: torch.device | str = "cpu", cache: Path | None = None) -> Split:
     """Read ``train`` or ``test`` of a category folder, by the files that are there.
 
     Images are resized to ``size`` x ``size`` pixels with a bilinear filter, masks with nearest neighbour. The pixels are kept
@@ -74,14 +74,12 @@ def load_split(folder: Path, split: str, size: int, *, device: torch.device = CP
     items = [(path, _mask_path(folder, path)) for path in _image_paths(folder, split)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL and hashlib release the interpreter lock
         raw = list(pool.map(lambda item: [b"" if path is None else read_file(path) for path in item], items))
-        total = hashlib.sha256(f"decoding {DECODING_VERSION}".encode())
-        for part in pool.map(lambda files: b"".join(hashlib.sha256(file).digest() for file in files), raw):
-            total.update(part)
-        kept = None if cache is None else cache / f"{total.hexdigest()[:16]}-{size}.npz"
-        arrays = kept_arrays(kept, lambda: _decode_all(pool, items, raw, size))
+        hashes = pool.map(lambda file: hashlib.sha256(file).digest(), [file for files in raw for file in files])
+        digest = hashlib.sha256(b"".join([f"decoding {DECODING_VERSION}".encode(), *hashes])).hexdigest()
+        make = partial(_decode_all, pool, items, raw, size)
+        arrays = make() if cache is None else kept_arrays(cache / f"{digest[:16]}-{size}.npz", make)
     defects, names = [path.parent.name for path, _ in items], [f"{path.parent.name}/{path.stem}" for path, _ in items]
-    images = torch.from_numpy(arrays["images"]).to(device)
-    return Split(images, arrays["masks"], defects, names, total.hexdigest())
+    return Split(torch.from_numpy(arrays["images"]).to(device), arrays["masks"], defects, names, digest)
 
 
 def load_clean(folder: Path, names: Sequence[str], size: int) -> Tensor:
@@ -104,8 +102,7 @@ def check(folder: Path) -> dict[str, int]:
 
 
 def _image_paths(folder: Path, split: str) -> list[Path]:
-    parents = [folder / "train" / "good"] if split == "train" else sorted(p for p in (folder / "test").glob("*") if p.is_dir())
-    found = [path for parent in parents for path in sorted(parent.glob("[!.]*"))]
+    found = sorted((folder / split).glob("good/[!.]*" if split == "train" else "*/[!.]*"))
     paths = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
     if not paths:
         raise UserError(f"{folder / split} holds no images: it should look like MVTec AD, {split}/good/000.png and so on.")
@@ -178,8 +175,8 @@ def _decode_item(item: Item, data: Sequence[bytes], size: int, bits: int) -> tup
 def _decode_all(pool: ThreadPoolExecutor, items: list[Item], raw: list[list[bytes]], size: int) -> dict[str, np.ndarray]:
     # One depth for all: a dark picture among them stays dark.
     bits = max(pool.map(lambda item, data: bit_depth(item[0], data[0]), items, raw))
-    decoded = list(pool.map(lambda item, data: _decode_item(item, data, size, bits), items, raw))
-    for (path, _), (pixels, _) in zip(items, decoded, strict=True):
-        if len(pixels) != len(first := decoded[0][0]):
-            raise UserError(f"{path} has {len(pixels)} channels but {items[0][0]} has {len(first)}: use one kind of image.")
-    return {"images": np.stack([pixels for pixels, _ in decoded]), "masks": np.stack([mask for _, mask in decoded])}
+    images, masks = zip(*pool.map(lambda item, data: _decode_item(item, data, size, bits), items, raw), strict=True)
+    for (path, _), pixels in zip(items, images, strict=True):
+        if len(pixels) != len(images[0]):
+            raise UserError(f"{path} has {len(pixels)} channels but {items[0][0]} has {len(images[0])}: use one kind of image.")
+    return {"images": np.stack(images), "masks": np.stack(masks)}

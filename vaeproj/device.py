@@ -22,20 +22,14 @@ def set_up_device(name: str = "auto") -> torch.device:
     device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.deterministic = True
-    if device.type == "cpu":
-        _keep_freed_memory()
-    return device
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep large blocks that are freed. It gives them back to the system, and a training step, which frees its
-    gradients, spends nearly half its time on page faults for the same memory (`benchmarks/README.md`).
-    """
-    if platform.libc_ver()[0] == "glibc":
+    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
+        # It gives large blocks that are freed back to the system, and a training step, which frees its gradients, spends nearly
+        # half its time on page faults for the same memory (`benchmarks/README.md`): have it keep them.
         libc = ctypes.CDLL(None)
         m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
         libc.mallopt(m_mmap_max, 0)  # no block apart from the heap ...
         libc.mallopt(m_trim_threshold, -1)  # ... and the heap never shrinks
+    return device
 
 
 def has_native_bf16(device: torch.device) -> bool:
@@ -56,9 +50,8 @@ def projection_dtype(device: torch.device) -> torch.dtype:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """What a result depends on besides data, code and configuration: processor, precision, threads, PyTorch."""
-    cuda = device.type == "cuda"
     cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
-    name = torch.cuda.get_device_name(device) if cuda else f"{cpu}, {torch.backends.cpu.get_cpu_capability()}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu}, {torch.backends.cpu.get_cpu_capability()}"
     training = "bfloat16 (autocast)" if has_native_bf16(device) else "float32"
     precision = {"training": training, "projection": str(projection_dtype(device)).removeprefix("torch.")}
     here = {"threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -66,29 +59,43 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def captured(
-    work: Callable[[], None], device: torch.device, state: Callable[[], Mapping[str, Tensor]] = dict, warm_up: int = 1
-) -> Callable[[], None]:
-    """On a GPU ``work`` as a CUDA graph, which the host launches as one; on a CPU ``work`` itself.
+    work: Callable[..., Any], device: torch.device, state: Callable[[], Mapping[str, Tensor]] = dict, warm_up: int = 1
+) -> Callable[..., Any]:
+    """On a GPU ``work`` as CUDA graphs, each of which the host launches as one; on a CPU ``work`` itself.
 
     Args:
-        work: reads and writes tensors in place, the same ones at each call, and never waits for their values.
-        state: what must be after the capture as it was before, by name; what the first call allocates, such as an
-            optimizer's moments, becomes zero.
-        warm_up: calls before the capture, for what is allocated in the first ones.
+        work: makes tensors from tensors, without waiting for their values. There is a graph for each set of shapes, and what
+            it has returned is overwritten by its next call.
+        state: what else ``work`` changes, and must be after a capture as it was before, by name; what the first call allocates,
+            such as an optimizer's moments, becomes zero.
+        warm_up: calls before a capture, for what is allocated in the first ones.
     """
     if device.type != "cuda":
         return work
-    before = {name: tensor.clone() for name, tensor in state().items()}
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(warm_up):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    with torch.no_grad():
-        for name, tensor in state().items():
-            tensor.copy_(before[name]) if name in before else tensor.zero_()
-    return graph.replay
+    graphs: dict[Any, Any] = {}
+
+    def replayed(*given: Tensor) -> Any:
+        shapes = tuple(tensor.shape for tensor in given)
+        if shapes not in graphs:
+            slots = [tensor.clone() for tensor in given]
+            before = {name: tensor.clone() for name, tensor in state().items()}
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(warm_up):
+                    work(*slots)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                made = work(*slots)
+            with torch.no_grad():
+                for name, tensor in state().items():
+                    tensor.copy_(before[name]) if name in before else tensor.zero_()
+            graphs[shapes] = graph, slots, made
+        graph, slots, made = graphs[shapes]
+        for slot, tensor in zip(slots, given, strict=True):
+            slot.copy_(tensor)
+        graph.replay()
+        return made
+
+    return replayed

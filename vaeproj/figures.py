@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -28,7 +27,7 @@ OUTLINE = "#E69F00"  # of masks
 MAGMA = matplotlib.colormaps[CHANGE](np.arange(256), bytes=True)[:, :3]  # for pictures that matplotlib does not draw
 SANS = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 WIDTH = 5.6  # of plots, inches: on a phone they shrink to two thirds, and must still be read
-GREY_LEVELS = "grey levels"  # black 0, white 1
+Array = np.ndarray
 
 
 # --- saving and redrawing
@@ -80,71 +79,61 @@ def as_jpeg(drawn: Figure, dpi: int = 100) -> bytes:
 
 # --- building blocks
 @dataclass(frozen=True)
-class Scale:
-    """Rows of a `grid` that share one colour scale, drawn as a bar at their right."""
+class Rows:
+    """Rows of a `grid` that share their colours, and a bar of them at their right."""
 
-    rows: Sequence[int]
-    top: float  # value of the brightest colour
-    label: str = GREY_LEVELS
-    cmap: str = CHANGE
+    rows: Sequence[Array] | Array
+    label: str = "grey levels"  # of the bar; grey levels: black 0, white 1
     root: bool = False  # colours follow the square root: of very different maps the weak ones still show
-
-    @property
-    def norm(self) -> Normalize:
-        low = -self.top if self.cmap == SIGNED else 0.0
-        return PowerNorm(0.5, 0, self.top, clip=True) if self.root else Normalize(low, self.top)
-
-
-def largest(*rows: np.ndarray) -> float:
-    """The largest magnitude in some rows of pictures; 1 if there is none."""
-    return max(float(np.abs(np.asarray(row, np.float32)).max()) for row in rows) or 1.0
+    top: float = 0.0  # value of the brightest colour; 0: the largest magnitude in the rows, 1 if there is none
+    cmap: str = CHANGE
 
 
 def grid(
-    rows: Sequence[np.ndarray | Sequence[np.ndarray]],
-    row_labels: Sequence[str] | np.ndarray,
-    column_labels: Sequence[str] | np.ndarray = (),
-    *,
-    scales: Sequence[Scale] = (),
-    outlines: Sequence[np.ndarray] | np.ndarray = (),
+    rows: Sequence[Array] | Array,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str] | Array = (),
+    *scaled: Rows,
+    outlines: Sequence[Array] | Array = (),
     side: float = 0.95,
 ) -> Figure:
     """Pictures in rows and columns.
 
     Args:
-        rows: arrays [H, W] or [C, H, W], drawn in grey or colour over [0, 1] where no scale says otherwise.
-        row_labels, column_labels: text left of the rows and above the columns.
-        scales: colour scales of rows next to one another.
+        rows: arrays [H, W] or [C, H, W], drawn in grey or colour over [0, 1].
+        row_labels, column_labels: text left of all rows and above the columns.
+        scaled: the rows below them, drawn on colour scales.
         outlines: for each column a mask [H, W]; a line around it, beside and not over it, is drawn in the first row.
         side: of one picture, inches.
     """
     columns = max(len(row) for row in rows)
     titles = [_worded(label) for label in column_labels]
-    height = side * len(rows) * 1.05 + max((0.14 * (1 + title.count("\n")) + 0.1 for title in titles), default=0)
-    drawn = Figure(figsize=(side * columns + 0.4 + 0.65 * bool(scales), height))
-    places = drawn.add_gridspec(len(rows), columns + bool(scales), width_ratios=[1] * columns + [0.07] * bool(scales))
-    for r, row in enumerate(rows):
-        own = next((scale for scale in scales if r in scale.rows), None)
-        look: dict[str, Any] = {"cmap": own.cmap, "norm": own.norm} if own else {"cmap": "gray", "vmin": 0, "vmax": 1}
-        for c, image in enumerate(row):
-            axis = _bare(drawn.add_subplot(places[r, c]))
-            shown = axis.imshow(displayable(image), **look)
-            if c == 0:
-                axis.set_ylabel(row_labels[r])
-            if r == 0 and titles:
-                axis.set_title(titles[c], fontsize=8)
-            if r == 0 and len(outlines) and outlines[c].any():
-                _outline(axis, outlines[c])
-        if own and r == own.rows[-1]:
-            bar = drawn.colorbar(shown, cax=drawn.add_subplot(places[own.rows[0] : r + 1, -1]))
-            bar.set_label(own.label, fontsize=8)
-            bar.ax.tick_params(labelsize=7)
-            even = own.norm.inverse(np.linspace(0, 1, 4)).tolist()
-            bar.set_ticks(even, labels=[f"{value:.2g}" for value in even])
+    height = side * len(row_labels) * 1.05 + max((0.14 * (1 + title.count("\n")) + 0.1 for title in titles), default=0)
+    drawn = Figure(figsize=(side * columns + 0.4 + 0.65 * bool(scaled), height))
+    places = drawn.add_gridspec(len(row_labels), columns + bool(scaled), width_ratios=[1] * columns + [0.07] * bool(scaled))
+    r = 0
+    for group in (Rows(rows, "", top=1, cmap="gray"), *scaled):
+        top = group.top or float(np.abs(np.asarray(group.rows, np.float32)).max()) or 1.0
+        norm = PowerNorm(0.5, 0, top, clip=True) if group.root else Normalize(0, top)
+        for row in group.rows:
+            for c, image in enumerate(row):
+                axis = _bare(drawn.add_subplot(places[r, c]))
+                shown = axis.imshow(displayable(image), norm=norm, cmap=group.cmap)
+                axis.set_ylabel(row_labels[r] if c == 0 else "")
+                if r == 0 and titles:
+                    axis.set_title(titles[c], fontsize=8)
+                if r == 0 and len(outlines):
+                    _outline(axis, outlines[c])
+            r += 1
+        if group.label:
+            bar = drawn.colorbar(shown, cax=drawn.add_subplot(places[r - len(group.rows) : r, -1]))
+            bar.set_label(group.label, fontsize=8)
+            even = norm.inverse(np.linspace(0, 1, 4)).tolist()
+            bar.set_ticks(even, labels=[f"{value:.2g}" for value in even], fontsize=7)
     return drawn
 
 
-def _axes(width: float, height: float, columns: int, rows: int = 1, *, bare: bool = False) -> tuple[Figure, np.ndarray]:
+def _axes(width: float, height: float, columns: int, rows: int = 1, *, bare: bool = False) -> tuple[Figure, Array]:
     """A figure of that size, inches, and its axes, row by row; bare ones are for pictures."""
     drawn = Figure(figsize=(width, height))
     axes = drawn.subplots(rows, columns, squeeze=False).ravel()
@@ -156,15 +145,15 @@ def _axes(width: float, height: float, columns: int, rows: int = 1, *, bare: boo
 def _bare(axis: Axes) -> Axes:
     """Without ticks, frame and grid."""
     axis.set(xticks=[], yticks=[])
-    axis.grid(False)
     axis.spines[:].set_visible(False)
     return axis
 
 
-def _outline(axis: Axes, mask: np.ndarray) -> None:
+def _outline(axis: Axes, mask: Array) -> None:
     """A line around a mask [H, W], a fortieth of the picture beside it, so that it hides nothing of the defect's edge."""
-    away = np.pad(mask, 1) if mask.all() else binary_dilation(mask > 0, iterations=max(1, len(mask) // 40))
-    axis.contour(away.astype(float), [0.5], colors=OUTLINE, linewidths=0.9)
+    if mask.any():
+        away = np.pad(mask, 1) if mask.all() else binary_dilation(mask > 0, iterations=max(1, len(mask) // 40))
+        axis.contour(away.astype(float), [0.5], colors=OUTLINE, linewidths=0.9)
 
 
 def _worded(label: object) -> str:
@@ -172,54 +161,50 @@ def _worded(label: object) -> str:
     return str(label).replace(", ", "\n").replace("/", "\n").replace("_", "\n")
 
 
-def displayable(image: np.ndarray) -> np.ndarray:
+def displayable(image: Array) -> Array:
     """A picture [H, W] or [C, H, W] as matplotlib and PIL want it: float32 [H, W], or [H, W, 3] in [0, 1]."""
     image = np.asarray(image, np.float32)
     return image if image.ndim == 2 else image[0] if len(image) == 1 else image.transpose(1, 2, 0).clip(0, 1)
 
 
-def _change(after: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """|after - before| of pictures [n, C, H, W], mean over channels, [n, H, W]."""
-    return np.abs(np.subtract(after, before, dtype=np.float32)).mean(1)
+def _change(after: Array, before: Array) -> Rows:
+    """|after - before| of pictures [n, C, H, W], mean over channels, as a row of a `grid`."""
+    return Rows(np.abs(np.subtract(after, before, dtype=np.float32)).mean(1)[None])
 
 
 # --- 01 data exploration
-def dataset(images: np.ndarray, masks: np.ndarray, titles: np.ndarray) -> Figure:
+def dataset(images: Array, masks: Array, titles: Array) -> Figure:
     """Whole images, good and of every defect, their masks outlined: images [N, C, H, W] in [0, 1], masks [N, H, W]."""
     half = (len(images) + 1) // 2
     drawn, axes = _axes(1.8 * half, 4.1, half, 2, bare=True)
     for axis, image, mask, title in zip(axes, images, masks, titles, strict=False):
         axis.imshow(displayable(image), vmin=0, vmax=1)
         axis.set_title(str(title))
-        if mask.any():
-            _outline(axis, mask)
+        _outline(axis, mask)
     return drawn
 
 
-def crops(plain: np.ndarray, augmented: np.ndarray) -> Figure:
+def crops(plain: Array, augmented: Array) -> Figure:
     """Random crops [n, C, c, c] without and with the augmentations."""
     return grid([plain, augmented], ["random crop", "flips, turns"])
 
 
-def statistics(
-    grey_levels: np.ndarray, normal: np.ndarray, defective: np.ndarray, defect_area: np.ndarray, defects: np.ndarray
-) -> Figure:
+def statistics(grey_levels: Array, normal: Array, defective: Array, defect_area: Array, defects: Array) -> Figure:
     """Grey-level densities of normal and defective pixels, and the share of the image each defect covers."""
     drawn, (left, right) = _axes(WIDTH, 2.4, 2)
     left.plot(grey_levels, np.stack([normal, defective], axis=1), label=["normal pixels", "pixels inside masks"])
     left.set(xlabel="grey level", ylabel="density", ylim=(0, 1.35 * max(normal.max(), defective.max())))
     left.legend(loc="upper left")
     left.locator_params(nbins=4)
-    names = sorted(set(defects.tolist()))
-    for i, name in enumerate(names):
-        area = 100 * defect_area[defects == name]
-        right.plot(area, np.full(len(area), i), "o", ms=3.5, alpha=0.7, color="C0")
+    names, place = np.unique(defects, return_inverse=True)
+    for i in range(len(names)):
+        right.plot(100 * defect_area[place == i], place[place == i], "o", ms=3.5, alpha=0.7, color="C0")
     right.set(yticks=range(len(names)), yticklabels=map(_worded, names), xlabel="mask area, % of the image", xlim=(0, None))
     return drawn
 
 
 # --- 02 VAE training
-def learning_curve(history: np.ndarray, flat: np.ndarray, floor: np.ndarray) -> Figure:
+def learning_curve(history: Array, flat: Array, floor: Array) -> Figure:
     """Loss terms per crop [steps, 2] (binary cross-entropy, KL), nats, raw and as a running mean.
 
     ``flat`` is the cross-entropy of a picture of even grey, ``floor`` that of the crops painted as they are: their own entropy.
@@ -239,31 +224,28 @@ def learning_curve(history: np.ndarray, flat: np.ndarray, floor: np.ndarray) -> 
     return drawn
 
 
-def snapshots(probe: np.ndarray, pictures: np.ndarray, steps: np.ndarray) -> Figure:
+def snapshots(probe: Array, pictures: Array, steps: Array) -> Figure:
     """The probe crops [n, C, c, c] over their reconstructions after growing numbers of steps [K, n, C, c, c]."""
     return grid([probe, *pictures], ["crop", *(f"step {s}" for s in steps)], side=0.85)
 
 
-def samples(pictures: np.ndarray) -> Figure:
+def samples(pictures: Array) -> Figure:
     """Pictures decoded from z ~ N(0, I), [n, C, c, c]."""
-    half = len(pictures) // 2
-    return grid([pictures[:half], pictures[half:]], ["samples", "samples"], side=0.85)
+    return grid(np.split(pictures, [len(pictures) // 2]), ["samples", "samples"], side=0.85)
 
 
 # --- 03 baseline reconstruction
-def reconstruction(originals: np.ndarray, pictures: np.ndarray) -> Figure:
+def reconstruction(originals: Array, pictures: Array) -> Figure:
     """The article's first figure: originals over VAE reconstructions, [n, C, c, c]."""
     return grid([originals, pictures], ["original", "VAE"], side=0.85)
 
 
-def residual(images: np.ndarray, pictures: np.ndarray, masks: np.ndarray, titles: np.ndarray) -> Figure:
+def residual(images: Array, pictures: Array, masks: Array, titles: Array) -> Figure:
     """Defects, their reconstructions and what is left: the defect, and every edge of the mesh."""
-    left = _change(images, pictures)
-    scale = Scale([2], largest(left))
-    return grid([images, pictures, left], ["image", "VAE", "|x - f(x)|"], titles, scales=[scale], outlines=masks)
+    return grid([images, pictures], ["image", "VAE", "|x - f(x)|"], titles, _change(images, pictures), outlines=masks)
 
 
-def sharpness(frequency: np.ndarray, image: np.ndarray, picture: np.ndarray) -> Figure:
+def sharpness(frequency: Array, image: Array, picture: Array) -> Figure:
     """Power at each spatial frequency of normal crops and of their reconstructions: blur is the missing tail."""
     drawn, (axis,) = _axes(4.5, 2.6, 1)
     axis.semilogy(frequency, np.stack([image, picture], axis=1), label=["image", "VAE reconstruction"])
@@ -272,7 +254,7 @@ def sharpness(frequency: np.ndarray, image: np.ndarray, picture: np.ndarray) -> 
     return drawn
 
 
-def spectra(image: np.ndarray, picture: np.ndarray) -> Figure:
+def spectra(image: Array, picture: Array) -> Figure:
     """Power of crops and of their reconstructions at every spatial frequency, [c, c] with 0 in the middle, logarithmic."""
     drawn, axes = _axes(WIDTH, 2.8, 2)
     low, high = np.quantile(np.log10([image, picture]), [0.01, 0.999])
@@ -284,35 +266,13 @@ def spectra(image: np.ndarray, picture: np.ndarray) -> Figure:
     return drawn
 
 
-def pasted(images: np.ndarray, pictures: np.ndarray, pasted: np.ndarray, titles: np.ndarray) -> Figure:
+def pasted(images: Array, pictures: Array, pasted: Array, titles: Array) -> Figure:
     """Defects, their reconstructions, and the composite of both, [n, C, c, c]."""
     return grid([images, pictures, pasted], ["image", "VAE", "composite"], titles)
 
 
 # --- 04 iterative projection
-def energy_curves(terms: np.ndarray, names: np.ndarray) -> Figure:
-    """The energy along the iterations, and its two terms, reconstruction and distance: [T + 1, B, 2]."""
-    drawn, (left, right) = _axes(WIDTH, 2.6, 2)
-    left.plot(terms.sum(2), label=names.tolist())
-    right.plot(terms[..., 0])
-    right.set_prop_cycle(None)
-    right.plot(terms[..., 1], ls="--")
-    left.set(xlabel="iteration t", ylabel="squared grey levels", title="energy $E$", ylim=(0, None))
-    right.sharey(left)
-    right.set(xlabel="iteration t", title="reconstruction (solid), distance (dashed)", ylim=(0, None))
-    right.title.set_fontsize(8)
-    drawn.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return drawn
-
-
-def iteration_strip(frames: np.ndarray, pictures: np.ndarray, iterations: np.ndarray) -> Figure:
-    """x_t, f(x_t) and the change so far at some iterations, each [K, C, c, c]."""
-    change = _change(frames, frames[0])
-    titles, scale = [f"t = {t}" for t in iterations], Scale([2], largest(change))
-    return grid([frames, pictures, change], ["$x_t$", "$f(x_t)$", "$|x_t - x_0|$"], titles, scales=[scale])
-
-
-def soft_mask(image: np.ndarray, picture: np.ndarray, gradient: np.ndarray) -> Figure:
+def soft_mask(image: Array, picture: Array, gradient: Array) -> Figure:
     """One step taken apart: image, reconstruction, squared residual, gradient, and their product, each [C, c, c]."""
     image, picture, gradient = (a.astype(np.float32).mean(0) for a in (image, picture, gradient))
     mask = (image - picture) ** 2
@@ -320,50 +280,65 @@ def soft_mask(image: np.ndarray, picture: np.ndarray, gradient: np.ndarray) -> F
     for axis, part, title in zip(axes, (image, picture), ("image $x_0$", "$f(x_0)$"), strict=False):
         axis.imshow(part, vmin=0, vmax=1)
         axis.set_title(title)
-    for axis, part, title, cmap, unit in (
-        (axes[3], mask, "mask $(x_0 - f(x_0))^2$", CHANGE, "squared grey levels"),
-        (axes[4], gradient, r"gradient $\nabla E$", SIGNED, "grey levels"),
-        (axes[5], mask * gradient, "their product", SIGNED, "cubed grey levels"),
+    for axis, part, title, unit, cmap in (
+        (axes[3], mask, "mask $(x_0 - f(x_0))^2$", "squared grey levels", CHANGE),
+        (axes[4], gradient, r"gradient $\nabla E$", "grey levels", SIGNED),
+        (axes[5], mask * gradient, "their product", "cubed grey levels", SIGNED),
     ):
-        scale = Scale([], largest(np.clip(part, *np.quantile(part, [0.002, 0.998]))), unit, cmap)
+        top = np.float32(np.abs(np.quantile(part, [0.002, 0.998])).max()) or 1.0
+        low, beyond = (0, "max") if cmap == CHANGE else (-top, "both")
+        shown = axis.imshow(part, cmap=cmap, vmin=low, vmax=top)
         axis.set_title(title)
-        shown, beyond = axis.imshow(part, cmap=cmap, norm=scale.norm), "max" if cmap == CHANGE else "both"
-        bar = drawn.colorbar(shown, ax=axis, orientation="horizontal", label=unit, extend=beyond)
+        bar = drawn.colorbar(shown, ax=axis, orientation="horizontal", label=unit, extend=beyond, ticks=MaxNLocator(3))
         bar.ax.tick_params(labelsize=7)
-        bar.locator = MaxNLocator(3)
-        bar.update_ticks()
     axes[2].remove()
     return drawn
 
 
-def lam_alpha(pictures: np.ndarray, alphas: np.ndarray, lams: np.ndarray) -> Figure:
+def energy_curves(terms: Array, names: Array) -> Figure:
+    """The energy along the iterations, and its two terms, reconstruction and distance: [T + 1, B, 2]."""
+    drawn, (left, right) = _axes(WIDTH, 2.6, 2)
+    left.plot(terms.sum(2), label=names.tolist())
+    right.plot(terms[..., 0])
+    right.set_prop_cycle(None)
+    right.plot(terms[..., 1], ls="--")
+    left.set(xlabel="iteration t", ylabel="squared grey levels", title="energy $E$", ylim=(0, None))
+    right.set(xlabel="iteration t", title="reconstruction (solid), distance (dashed)", ylim=left.get_ylim())
+    right.title.set_fontsize(8)
+    drawn.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return drawn
+
+
+def iteration_strip(frames: Array, pictures: Array, iterations: Array) -> Figure:
+    """x_t, f(x_t) and the change so far at some iterations, each [K, C, c, c]."""
+    labels, titles = ["$x_t$", "$f(x_t)$", "$|x_t - x_0|$"], [f"t = {t}" for t in iterations]
+    return grid([frames, pictures], labels, titles, _change(frames, frames[0]))
+
+
+def lam_alpha(pictures: Array, alphas: Array, lams: Array) -> Figure:
     """The projected crop for each alpha (columns) and lam (rows), [L, A, C, c, c]."""
-    return grid(list(pictures), [rf"$\lambda$ = {lam:g}" for lam in lams], [rf"$\alpha$ = {a:g}" for a in alphas], side=1.2)
+    return grid(pictures, [rf"$\lambda$ = {lam:g}" for lam in lams], [rf"$\alpha$ = {a:g}" for a in alphas], side=1.2)
 
 
-def weights(
-    images: np.ndarray, pictures: np.ndarray, seen: np.ndarray, expected: np.ndarray, weight: np.ndarray, titles: np.ndarray
-) -> Figure:
+def weights(images: Array, pictures: Array, seen: Array, expected: Array, weight: Array, titles: Array) -> Figure:
     """How the weight comes about: image, f(x), the roots of smoothed and of expected residual on one scale, w; [n, C, c, c]."""
     seen, expected = (np.sqrt(np.asarray(q, np.float32)) for q in (seen, expected))
     labels = ["$x_0$", "$f(x_0)$", r"$\sqrt{q}$", r"$\sqrt{e}$", "w"]
-    scales = [Scale([2, 3], largest(seen, expected), root=True), Scale([4], 1.0, "weight")]
-    return grid([images, pictures, seen, expected, weight], labels, titles, scales=scales)
+    return grid([images, pictures], labels, titles, Rows([seen, expected], root=True), Rows([weight], "weight", top=1))
 
 
-def descents(images: np.ndarray, pictures: np.ndarray, changes: np.ndarray, names: np.ndarray, titles: np.ndarray) -> Figure:
+def descents(images: Array, pictures: Array, changes: Array, names: Array, titles: Array) -> Figure:
     """Where several rules end, [V, n, C, c, c], and what each changed, [V, n, c, c], on one colour scale."""
     labels = ["image", *names.tolist(), *(f"change,\n{name}" for name in names)]
-    scale = Scale(range(1 + len(pictures), len(labels)), largest(changes))
-    return grid([images, *pictures, *changes], labels, titles, scales=[scale])
+    return grid([images, *pictures], labels, titles, Rows(changes))
 
 
-def rules(images: np.ndarray, pictures: np.ndarray, names: np.ndarray, titles: np.ndarray) -> Figure:
-    """Where several rules end, [V, n, C, c, c], under the images they began with."""
-    return grid([images, *pictures], ["image", *names.tolist()], titles)
+def article_bugs(images: Array, changes: Array, names: Array, titles: Array) -> Figure:
+    """What the article's loop changes, |x_T - x_0| [V, n, c, c], with each of its bugs by itself, on one colour scale."""
+    return grid([images], ["image", *names.tolist()], titles, Rows(changes, root=True))
 
 
-def one_pixel(levels: np.ndarray, gradients: np.ndarray, paths: np.ndarray, names: np.ndarray, f: np.ndarray) -> Figure:
+def one_pixel(levels: Array, gradients: Array, paths: Array, names: Array, f: Array) -> Figure:
     """What each loss asks of a pixel of grey x painted as f: gradient [V, K] at ``levels`` [K], paths [V, T + 1, 2]."""
     drawn, (left, right) = _axes(WIDTH, 2.8, 2)
     left.plot(levels, gradients.T, label=names.tolist())
@@ -378,70 +353,50 @@ def one_pixel(levels: np.ndarray, gradients: np.ndarray, paths: np.ndarray, name
     return drawn
 
 
-def article_bugs(images: np.ndarray, changes: np.ndarray, names: np.ndarray, titles: np.ndarray) -> Figure:
-    """What the article's loop changes, |x_T - x_0| [V, n, c, c], with each of its bugs by itself, on one colour scale."""
-    scale = Scale(range(1, 1 + len(changes)), largest(changes), root=True)
-    return grid([images, *changes], ["image", *names.tolist()], titles, scales=[scale])
+def rules(images: Array, pictures: Array, names: Array, titles: Array) -> Figure:
+    """Where several rules end, [V, n, C, c, c], under the images they began with."""
+    return grid([images, *pictures], ["image", *names.tolist()], titles)
 
 
 # --- 05 figures
-def comparison(
-    images: np.ndarray, pictures: np.ndarray, projections: np.ndarray, masks: np.ndarray, titles: np.ndarray, truth: np.ndarray
-) -> Figure:
-    """The article's second figure, test image, VAE reconstruction and projection, and what it does not show: the change, and
-    the scene without its defect (``truth``, none where it is not known); [n, C, c, c] each.
-    """
-    change = _change(projections, images)
-    rows, labels = [images, pictures, projections], ["test image", "VAE", "projection"]
-    if len(truth):
-        rows, labels = [*rows, truth], [*labels, "truth"]
-    scale = Scale([len(rows)], largest(change))
-    return grid([*rows, change], [*labels, "change"], titles, scales=[scale], outlines=masks)
+def comparison(images: Array, pictures: Array, projections: Array, masks: Array, titles: Array, truth: Array) -> Figure:
+    """The article's second figure, the change and, unless empty, ``truth``, the scenes without their defects; [n, C, c, c]."""
+    rows = [images, pictures, projections, truth][: 3 + bool(len(truth))]
+    labels = [*["test image", "VAE", "projection", "truth"][: len(rows)], "change"]
+    return grid(rows, labels, titles, _change(projections, images), outlines=masks)
 
 
-def restoration(names: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> Figure:
+def restoration(names: Array, inside: Array, outside: Array) -> Figure:
     """PSNR to the scene without its defect, inside and outside the mask, [methods, images] each, dB.
 
     The first method is the test image: outside the mask it is the truth but for resizing, far above the others, and only said.
     """
-    drawn, axes = _axes(WIDTH, 0.34 * len(names) + 0.9, 2)
+    drawn, (left, right) = _axes(WIDTH, 0.34 * len(names) + 0.9, 2)
     at = np.arange(len(names), 0, -1)
-    for axis, values, first in zip(axes, (inside, outside), (0, 1), strict=True):
-        finite = [row[np.isfinite(row)] for row in values[first:]]  # infinite where a picture is the truth itself
-        look = {"medianprops": {"color": "C1"}, "flierprops": {"ms": 3}}
-        axis.boxplot(finite, positions=at[first:], widths=0.55, orientation="horizontal", **look)
-        axis.plot([row.mean() if len(row) else np.nan for row in finite], at[first:], "D", ms=4)
+    for axis, values, first in zip((left, right), (inside, outside), (0, 1), strict=True):
+        finite = [row[np.isfinite(row)] for row in values]  # infinite where a picture is the truth itself
+        means = [row.mean() if len(row) else np.inf for row in finite]
+        axis.boxplot(finite[first:], positions=at[first:], widths=0.55, orientation="horizontal", flierprops={"ms": 3})
+        axis.plot(means[first:], at[first:], "D", ms=4)
         axis.set(yticks=at, xlabel="PSNR, dB (diamond: mean)", ylim=(0.4, len(names) + 0.6))
-    axes[0].set(yticklabels=names.tolist(), title="inside the mask")
-    axes[1].set(yticklabels=[], title="outside the mask")
-    level = np.nanmean(np.where(np.isfinite(outside[0]), outside[0], np.nan)) if np.isfinite(outside[0]).any() else np.inf
-    axes[1].text(
-        0.5,
-        at[0],
-        f"test image: {level:.0f} dB,\noff the axis",
-        transform=axes[1].get_yaxis_transform(),
-        ha="center",
-        va="center",
-        backgroundcolor="w",
-    )
+    left.set(yticklabels=names.tolist(), title="inside the mask")
+    right.set(yticklabels=[], title="outside the mask")
+    beyond = f"test image: {means[0]:.0f} dB,\noff the axis"
+    right.text(0.5, at[0], beyond, transform=right.get_yaxis_transform(), ha="center", va="center", backgroundcolor="w")
     return drawn
 
 
-def repair_and_damage(names: np.ndarray, **curves: np.ndarray) -> Figure:
+def repair_and_damage(names: Array, **curves: Array) -> Figure:
     """Repair inside the masks against damage to normal texture, along the iterations of each method.
 
-    Args:
-        names: of the methods, as labels, in the order of ``curves``.
-        curves: for each method ``<i>_passes`` [K], network passes so far; ``<i>_psnr`` [K], dB inside the masks;
-            ``<i>_error`` [K], error power on normal crops.
+    ``curves`` has of method i ``<i>_passes`` [K], network passes so far, ``<i>_psnr`` [K], dB inside the masks, and
+    ``<i>_error`` [K], error power on normal crops.
     """
     drawn, (left, right) = _axes(WIDTH, 2.7, 2)
-    for i, name in enumerate(names):
-        passes, repair, damage = (curves[f"{i}_{key}"] for key in ("passes", "psnr", "error"))
-        marker = "o" if len(passes) < 8 else None
-        left.plot(passes, repair, label=str(name), marker=marker, ms=3)
-        right.plot(passes, damage, label=str(name), marker=marker, ms=3)
-    for axis in (left, right):
+    for axis, key in ((left, "psnr"), (right, "error")):
+        for i, name in enumerate(names):
+            passes = curves[f"{i}_passes"]
+            axis.plot(passes, curves[f"{i}_{key}"], label=str(name), marker="o" if len(passes) < 8 else None, ms=3)
         axis.set(xlabel="network passes", xscale="symlog", xticks=(0, 1, 10, 100), xticklabels=("0", "1", "10", "100"))
     left.set(ylabel="PSNR, dB", title="repair: inside the masks")
     right.set(ylabel="error power", title="damage: normal crops", ylim=(0, None))
@@ -450,7 +405,7 @@ def repair_and_damage(names: np.ndarray, **curves: np.ndarray) -> Figure:
 
 
 # --- 06 localization benchmark
-def roc_pro(fpr: np.ndarray, recall: np.ndarray, pro: np.ndarray, names: np.ndarray) -> Figure:
+def roc_pro(fpr: Array, recall: Array, pro: Array, names: Array) -> Figure:
     """ROC and PRO curves of the smoothed maps, [methods, points] each; nan, and a word in their place, without masks."""
     drawn, axes = _axes(WIDTH, 3.2, 2)
     for axis, values, label in zip(axes, (recall, pro), ("recall", "per-region overlap"), strict=True):
@@ -462,22 +417,20 @@ def roc_pro(fpr: np.ndarray, recall: np.ndarray, pro: np.ndarray, names: np.ndar
     return drawn
 
 
-def gallery(images: np.ndarray, masks: np.ndarray, residuals: np.ndarray, maps: np.ndarray, titles: np.ndarray) -> Figure:
+def gallery(images: Array, masks: Array, residuals: Array, maps: Array, titles: Array) -> Figure:
     """Whole images with their masks outlined, the map of the VAE's squared residual and the projection's, a column each."""
-    scales = [Scale([1], largest(residuals), "score", root=True), Scale([2], largest(maps), "score", root=True)]
-    rows = [images, residuals, maps]
-    return grid(rows, ["image", "VAE residual", "projection"], titles, scales=scales, outlines=masks)
+    scores = [Rows([row], "score", root=True) for row in (residuals, maps)]
+    return grid([images], ["image", "VAE residual", "projection"], titles, *scores, outlines=masks)
 
 
-def cases(images: np.ndarray, masks: np.ndarray, maps: np.ndarray, titles: np.ndarray) -> Figure:
+def cases(images: Array, masks: Array, maps: Array, titles: Array) -> Figure:
     """The images localized best and worst, with their anomaly maps."""
     names = [title.removesuffix(", AP nan") for title in titles.tolist()]  # not known without masks
-    scale = Scale([1], largest(maps), "score", root=True)
-    return grid([images, maps], ["image", "anomaly map"], names, scales=[scale], outlines=masks)
+    return grid([images], ["image", "anomaly map"], names, Rows([maps], "score", root=True), outlines=masks)
 
 
 # --- 07 ablations
-def ablation(labels: np.ndarray, change: np.ndarray, spread: np.ndarray) -> Figure:
+def ablation(labels: Array, change: Array, spread: Array) -> Figure:
     """The change of AP that each setting makes, [K], sorted; the band, ``spread`` [low, high], is what another seed makes."""
     order = np.argsort(change)
     drawn, (axis,) = _axes(WIDTH, 0.165 * len(change) + 0.7, 1)
@@ -490,7 +443,7 @@ def ablation(labels: np.ndarray, change: np.ndarray, spread: np.ndarray) -> Figu
     return drawn
 
 
-def network_sizes(millions: np.ndarray, ap: np.ndarray, names: np.ndarray) -> Figure:
+def network_sizes(millions: Array, ap: Array, names: Array) -> Figure:
     """What size buys after equal minutes of training: localization, pixel AP [K], against parameters [K]."""
     drawn, (axis,) = _axes(4.5, 2.5, 1)
     axis.semilogx(millions, ap, "o-", ms=4)
@@ -502,7 +455,7 @@ def network_sizes(millions: np.ndarray, ap: np.ndarray, names: np.ndarray) -> Fi
 
 
 # --- 08 sweeps
-def over_seeds(values: np.ndarray, quality: np.ndarray, names: np.ndarray, axes: np.ndarray) -> Figure:
+def over_seeds(values: Array, quality: Array, names: Array, axes: Array) -> Figure:
     """Quality [curves, K, seeds] against the K values of a setting: every seed, their mean and standard deviation."""
     drawn, (axis,) = _axes(4.5, 2.8, 1)
     for i, (name, runs) in enumerate(zip(names, quality, strict=True)):
@@ -515,25 +468,20 @@ def over_seeds(values: np.ndarray, quality: np.ndarray, names: np.ndarray, axes:
     return drawn
 
 
-def quality_and_time(seconds: np.ndarray, quality: np.ndarray, names: np.ndarray, metric: np.ndarray) -> Figure:
+def quality_and_time(seconds: Array, quality: Array, names: Array, metric: Array) -> Figure:
     """What time buys: a metric against seconds of training and measuring, [kinds, points] each, a colour a kind."""
     drawn, (axis,) = _axes(4.5, 2.8, 1)
     for name, x, y in zip(names, seconds, quality, strict=True):
         axis.semilogx(x, y, "o", ms=4, alpha=0.8, label=str(name))
     axis.set(xlabel="seconds, training and all test images", ylabel=str(metric))
-    axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-    axis.xaxis.set_major_formatter(LogFormatter())
+    axis.xaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter(minor_thresholds=(2, 0.5)))
     axis.legend()
     return drawn
 
 
-# Every figure by its name, in the order of the notebooks.
+# Every figure by its name, in the order of the notebooks: the functions above that make a figure of arrays alone.
 FIGURES: dict[str, Callable[..., Figure]] = {
-    function.__name__: function
-    for function in (
-        *(dataset, crops, statistics, learning_curve, snapshots, samples, reconstruction, residual, sharpness, spectra, pasted),
-        *(soft_mask, energy_curves, iteration_strip, lam_alpha, weights, descents, article_bugs, one_pixel, rules),
-        *(comparison, restoration, repair_and_damage, roc_pro, gallery, cases, ablation, network_sizes),
-        *(over_seeds, quality_and_time),
-    )
+    name: function
+    for name, function in list(globals().items())
+    if set(getattr(function, "__annotations__", {}).values()) == {Array, Figure}
 }

@@ -55,19 +55,17 @@ def _delete(path: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Flush a file, or every file of a folder, to disk (fsync)."""
-    for file in path.rglob("*") if path.is_dir() else [path]:
+    for file in [path, *path.rglob("*")]:
         if file.is_file():
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
 
 
-def kept_arrays(path: Path | None, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of an npz file; made now, and kept there, where it is missing or cut short. None keeps nothing."""
-    if path is not None:
-        with suppress(OSError, ValueError, EOFError, BadZipFile), np.load(path) as file:
-            return dict(file)
+def kept_arrays(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of an npz file; made now, and kept there, where it is missing or cut short."""
+    with suppress(OSError, ValueError, EOFError, BadZipFile), np.load(path) as file:
+        return dict(file)
     arrays = make()
-    if path is not None:
-        with written_whole(path) as scratch, scratch.open("wb") as opened:
-            np.savez(opened, **arrays)  # type: ignore[arg-type]
+    with written_whole(path) as scratch, scratch.open("wb") as opened:
+        np.savez(opened, **arrays)  # type: ignore[arg-type]
     return arrays

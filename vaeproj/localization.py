@@ -38,24 +38,12 @@ def smooth(maps: Tensor, sigma: float, sigma_wide: float = 0.0) -> Tensor:
     if sigma_wide:
         maps = maps.clamp(min=0)  # rounding may leave 1 - SSIM below 0
         return (smooth(maps, sigma) * smooth(maps, sigma_wide)).sqrt()
-    if sigma == 0:
-        return maps
-    return gaussian_blur(maps, sigma)
-
-
-def image_scores(maps: Tensor) -> Tensor:
-    """pred_score of each image, [N]: the largest value of its smoothed map."""
-    return maps.flatten(1).amax(1)
+    return gaussian_blur(maps, sigma) if sigma else maps
 
 
 def residual_score(vae: VAE, kind: str) -> Score:
     """|x - f(x)| (``l1``), its square (``l2``), or 1 - SSIM(x, f(x)) (``ssim``): the VAE without projection."""
-
-    @torch.no_grad()
-    def score(tiles: Tensor) -> Tensor:
-        return torch.cat([difference(t, vae.reconstruct(t), kind) for t in tiles.split(SCORE_CHUNK)])
-
-    return score
+    return change_score(lambda tiles: torch.cat([vae.reconstruct(part) for part in tiles.split(SCORE_CHUNK)]), kind)
 
 
 def projection_score(vae: VAE, config: Config, expected: Tensor) -> Score:
@@ -66,6 +54,7 @@ def projection_score(vae: VAE, config: Config, expected: Tensor) -> Score:
 def change_score(move: Callable[[Tensor], Tensor], kind: str) -> Score:
     """What ``move``, from tiles to tiles, changes, as `difference` measures it."""
 
+    @torch.no_grad()
     def score(tiles: Tensor) -> Tensor:
         pairs = zip(tiles.split(SCORE_CHUNK), move(tiles).split(SCORE_CHUNK), strict=True)
         return torch.cat([difference(a, b, kind) for a, b in pairs])

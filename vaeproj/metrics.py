@@ -5,6 +5,7 @@ On a GPU the running sums add in any order: the last digits may differ from run 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -12,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
-
-from .localization import image_scores
 
 FPR_LIMIT = 0.3  # AUPRO integrates the PRO curve up to this false-positive rate (Bergmann et al., 2021)
 BINS = 4096  # of the per-image histograms behind the bootstrap
@@ -55,7 +54,7 @@ class Curves:
         f1 = 2 * self.precision * self.recall[1:] / (self.precision + self.recall[1:]).clamp(min=1e-12)
         if f1.isnan().any():
             return float("nan"), float("nan")
-        best = int(f1.argmax())
+        best = f1.argmax()
         return f1[best].item(), self.threshold[best].item()
 
 
@@ -64,31 +63,31 @@ class Ranking:
     """All pixels in order of falling score, once; every metric is a sum along it."""
 
     image: Tensor  # int32 [P], the image each pixel belongs to
-    anomalous: Tensor  # bool [P]
     region_weight: Tensor  # float64 [P], 1 / (pixels of the pixel's defect region), 0 for normal pixels
-    last: Tensor  # bool [P], the last pixel of each run of equal scores: the only places to put a threshold
     score: Tensor  # float32 [P]
 
     def of(self, images: Tensor) -> Self:
         """The ranking of some images' pixels only; ``images`` bool [N]."""
         keep = images.to(self.image.device)[self.image.long()]
-        score = self.score[keep]
-        return type(self)(self.image[keep], self.anomalous[keep], self.region_weight[keep], _last_of_run(score), score)
+        return type(self)(self.image[keep], self.region_weight[keep], self.score[keep])
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """Where runs of equal scores end, [K], the only places to put a threshold."""
+        return F.pad(self.score[:-1] != self.score[1:], (0, 1), value=True).nonzero()[:, 0]
 
     def curves(self) -> Curves:
         """ROC, precision-recall and PRO at every threshold that a score can be."""
-        true_positives = self.anomalous.cumsum(0)[self.last].double()
-        flagged = (torch.arange(len(self.last), device=self.last.device) + 1)[self.last].double()
-        overlap = self.region_weight.cumsum(0)[self.last]
-        return _curves(self.score[self.last], true_positives, flagged - true_positives, overlap)
+        true_positives = (self.region_weight > 0).cumsum(0)[self.ends].double()
+        overlap = self.region_weight.cumsum(0)[self.ends]
+        return _curves(self.score[self.ends], true_positives, self.ends + 1 - true_positives, overlap)
 
 
 def rank_pixels(maps: Tensor, gt_masks: np.ndarray) -> Ranking:
     """Sort the pixels of maps [N, H, W] pooled over all images; gt_masks uint8 [N, H, W] in {0, 1}."""
     score, order = maps.flatten().sort(descending=True, stable=True)
     weight = torch.from_numpy(region_weights(gt_masks)).to(maps.device).flatten()[order]
-    image = (order // maps[0].numel()).int()
-    return Ranking(image, weight > 0, weight, _last_of_run(score), score)
+    return Ranking((order // maps[0].numel()).int(), weight, score)
 
 
 def region_weights(gt_masks: np.ndarray) -> np.ndarray:
@@ -118,22 +117,19 @@ def evaluate(
         the difference of two methods' replicates is a paired one. What is not known is nan, and left out of
         ``standard_error`` and ``per_defect``: pixel metrics without a mask, ``image_AUROC`` without a good image.
     """
-    ranking, scores = rank_pixels(maps, gt_masks), image_scores(maps).cpu().numpy()
-    names = np.array(defects)
-    curves = ranking.curves()
-    result: dict[str, Any] = dict(_metrics(curves, scores, names != "good"))
+    ranking, scores = rank_pixels(maps, gt_masks), maps.flatten(1).amax(1).cpu().numpy()  # the latter: pred_score of an image
+    names, curves = np.array(defects), ranking.curves()
+    bad = names != "good"
+    result: dict[str, Any] = dict(_metrics(curves, scores, bad))
     known = [key for key in METRICS if not np.isnan(result[key])]
     result["oracle_F1"], result["oracle_threshold"] = curves.best_f1()
-    per_defect = {}
+    result["per_defect"] = {}
     for defect in sorted(set(defects) - {"good"}):
-        chosen = (names == defect) | (names == "good")
-        subset = ranking.of(torch.from_numpy(chosen)).curves()
-        metrics = _metrics(subset, scores[chosen], names[chosen] != "good")
-        per_defect[defect] = {key: metrics[key] for key in known}
-    result["per_defect"] = per_defect
+        chosen = (names == defect) | ~bad
+        metrics = _metrics(ranking.of(torch.from_numpy(chosen)).curves(), scores[chosen], bad[chosen])
+        result["per_defect"][defect] = {key: metrics[key] for key in known}
     if bootstrap:
-        replicates = _replicates(ranking, scores, names != "good", bootstrap, seed, bins)
-        result["replicates"] = replicates
+        replicates = result["replicates"] = _replicates(ranking, scores, bad, bootstrap, seed, bins)
         errors = dict(zip(METRICS, replicates.std(axis=0, ddof=1).tolist(), strict=True))
         result["standard_error"] = {key: errors[key] for key in known}
     return result
@@ -160,8 +156,8 @@ def power_spectrum(images: Tensor) -> tuple[Tensor, Tensor]:
     side, at_every = images.shape[-1], power(images).flatten()
     k = (torch.fft.fftfreq(side, device=images.device) * side).round()
     ring = k.hypot(k[:, None]).long().clamp(max=side // 2).flatten()
-    total, count = (at_every.new_zeros(side // 2 + 1).index_add_(0, ring, p) for p in (at_every, torch.ones_like(at_every)))
-    return torch.arange(side // 2 + 1, device=images.device) / side, total / count
+    total = at_every.new_zeros(side // 2 + 1).index_add_(0, ring, at_every)
+    return torch.arange(side // 2 + 1, device=images.device) / side, total / ring.bincount()
 
 
 def error_power(moved: Tensor, images: Tensor, above: float = 0.1) -> Tensor:
@@ -170,9 +166,8 @@ def error_power(moved: Tensor, images: Tensor, above: float = 0.1) -> Tensor:
     """
     k = torch.fft.fftfreq(images.shape[-1], device=images.device)
     high = k.hypot(k[:, None]) > above
-    return (
-        torch.fft.fft2(moved - images)[..., high].abs().square().sum() / torch.fft.fft2(images)[..., high].abs().square().sum()
-    )
+    lost, own = (torch.fft.fft2(part)[..., high].abs().square().sum() for part in (moved - images, images))
+    return lost / own
 
 
 def image_auroc(scores: np.ndarray, gt_labels: np.ndarray) -> float:
@@ -200,32 +195,24 @@ def _replicates(ranking: Ranking, scores: np.ndarray, gt_labels: np.ndarray, num
     Pixels are first counted per image in bins of equal numbers, so a replicate is a weighted sum and nothing is
     sorted again; within a bin scores count as tied.
     """
-    images, pixels = len(scores), len(ranking.score)
+    images, pixels, device = len(scores), len(ranking.score), ranking.score.device
     bins = min(bins, pixels)
     # A bin ends only where a run of equal scores does.
-    ends = torch.linspace(pixels / bins, pixels, bins, dtype=torch.float64, device=ranking.score.device).round().long() - 1
-    run_end = ranking.last.nonzero()[:, 0]
-    edges = run_end[torch.searchsorted(run_end, ends)].unique()
-    slot = torch.searchsorted(edges, torch.arange(pixels, device=edges.device)) + ranking.image.long() * len(edges)
-
-    weights = torch.stack([ranking.anomalous.double(), (~ranking.anomalous).double(), ranking.region_weight])
+    wanted = torch.linspace(pixels / bins, pixels, bins, dtype=torch.float64, device=device).round().long() - 1
+    edges = ranking.ends[torch.searchsorted(ranking.ends, wanted)].unique()
+    slot = torch.searchsorted(edges, torch.arange(pixels, device=device)) + ranking.image.long() * len(edges)
+    anomalous = ranking.region_weight > 0
+    weights = torch.stack([anomalous, ~anomalous, ranking.region_weight])
     tables = weights.new_zeros(3, images * len(edges)).index_add_(1, slot, weights).view(3, images, -1)
-    rng = np.random.default_rng(seed)
-    groups = [np.flatnonzero(gt_labels), np.flatnonzero(~gt_labels)]
-    samples = []
+
+    rng, samples = np.random.default_rng(seed), []
+    groups = [group for group in (np.flatnonzero(gt_labels), np.flatnonzero(~gt_labels)) if len(group)]
     for _ in range(number):
-        drawn = np.concatenate([rng.choice(group, len(group)) for group in groups if len(group)])
+        drawn = np.concatenate([rng.choice(group, len(group)) for group in groups])
         times = torch.from_numpy(np.bincount(drawn, minlength=images)).to(tables)
-        true_positives, false_positives, overlap = (tables * times[:, None]).sum(1).cumsum(-1)
-        curves = _curves(ranking.score[edges], true_positives, false_positives, overlap)
+        curves = _curves(ranking.score[edges], *(tables * times[:, None]).sum(1).cumsum(-1))
         samples.append(list(_metrics(curves, scores[drawn], gt_labels[drawn]).values()))
     return np.array(samples)
-
-
-def _last_of_run(score: Tensor) -> Tensor:
-    last = torch.ones_like(score, dtype=torch.bool)
-    last[:-1] = score[:-1] != score[1:]
-    return last
 
 
 def _curves(threshold: Tensor, true_positives: Tensor, false_positives: Tensor, overlap: Tensor) -> Curves:

@@ -18,7 +18,6 @@ Energies of tiles in a batch do not touch one another in eval mode, so the gradi
 Networks come from `model.frozen`, in any precision; x and E are fp32.
 """
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -134,32 +133,16 @@ def trajectory(vae: VAE, tiles: Tensor, config: Config, expected: Tensor) -> Sta
     return State(*map(torch.stack, zip(*states, strict=True)))
 
 
-def project(vae: VAE, tiles: Tensor, config: Config, expected: Tensor, *, chunk: int | None = None) -> Tensor:
-    """Project many tiles: x_T, the last frame of `trajectory`, in bounded memory; ``chunk`` tiles at once, None: as suits the
-    device.
-    """
-    done: list[Tensor] = []
-    for part in tiles.split(chunk or _chunk(tiles)):
-        begun = next(descend(vae, part, config, expected))
-        if not done or len(done[-1]) != len(part):  # a captured iteration works on the same tensors for all chunks of a size
-            x_0, state = part.clone(), State(*(tensor.clone() for tensor in begun.tensors()))
-            iterate = captured(functools.partial(_iterate, vae, config, expected, x_0, state), tiles.device)
-        x_0.copy_(part)
-        _overwrite(state, begun)
+def project(vae: VAE, tiles: Tensor, config: Config, expected: Tensor) -> Tensor:
+    """Project many tiles, in bounded memory: x_T, the last frame of `trajectory`."""
+    iterate = captured(lambda x_0, *state: step(vae, State(*state), x_0, config, expected).tensors(), tiles.device)
+    done = []
+    for part in tiles.split(_chunk(tiles)):
+        state = next(descend(vae, part, config, expected))
         for _ in range(config.iterations):
-            iterate()
-        done.append(state.x.clone())
+            state = State(*iterate(part, *state.tensors()))
+        done.append(state.x.clone())  # on a GPU the next chunk overwrites it
     return torch.cat(done)
-
-
-def _iterate(vae: VAE, config: Config, expected: Tensor, x_0: Tensor, state: State) -> None:
-    """One iteration of a chunk, in place."""
-    _overwrite(state, step(vae, state, x_0, config, expected))
-
-
-def _overwrite(state: State, new: State) -> None:
-    for old, fresh in zip(state.tensors(), new.tensors(), strict=True):
-        old.copy_(fresh)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -45,12 +45,11 @@ def batch_indices(number: int, config: Config) -> Sequence[Tensor]:
     ``epochs`` cuts each pass into batches and leaves the last one short, as the article's loader does; ``steps`` lets
     the passes run into one another, so that every batch is full.
     """
-    generator, size = torch.Generator().manual_seed(config.seed), config.batch_size
+    generator, size, total = torch.Generator().manual_seed(config.seed), config.batch_size, config.steps * config.batch_size
+    passes = [torch.randperm(number, generator=generator) for _ in range(config.epochs or math.ceil(total / number))]
     if config.epochs:
-        passes = [torch.randperm(number, generator=generator).split(size) for _ in range(config.epochs)]
-        return [batch for one in passes for batch in one]
-    passes = [torch.randperm(number, generator=generator) for _ in range(-(-config.steps * size // number))]
-    return torch.cat(passes)[: config.steps * size].split(size)
+        return [batch for one in passes for batch in one.split(size)]
+    return torch.cat(passes)[:total].split(size)
 
 
 def learning_rates(steps: int, config: Config) -> list[float]:
@@ -59,13 +58,12 @@ def learning_rates(steps: int, config: Config) -> list[float]:
         return [config.learning_rate] * steps
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.learning_rate)
     schedule = OneCycleLR(optimizer, config.learning_rate, total_steps=steps, cycle_momentum=False)
-    rates = []
-    for _ in range(steps):
-        rates.append(float(schedule.get_last_lr()[0]))
+    rates = [*schedule.get_last_lr()]
+    while len(rates) < steps:
         optimizer.step()
-        if len(rates) < steps:
-            schedule.step()
-    return rates
+        schedule.step()
+        rates += schedule.get_last_lr()
+    return [float(rate) for rate in rates]
 
 
 def train_step(vae: VAE, optimizer: Optimizer, crops: Tensor, noise: Tensor, beta: float) -> Tensor:
@@ -121,7 +119,11 @@ def fit(
     marks = sorted({max(1, len(batches) >> k) for k in range(SNAPSHOTS)})
     record = {"history": torch.zeros(len(batches), 2, device=device), "probe": probe}
     record |= {"snapshots": probe.new_zeros(len(marks), *probe.shape), "snapshot_steps": torch.tensor(marks)}
-    step = _Step(vae, optimizer, sampler, config.beta)
+
+    def gathered_step(rows: Tensor, noise: Tensor) -> Tensor:
+        return train_step(vae, optimizer, sampler.gather(rows), noise, config.beta)
+
+    step = captured(gathered_step, device, functools.partial(state_of, vae, optimizer), warm_up=3)
     done, saved = 0, time.perf_counter()
     if partial is not None and partial.exists():
         tensors, _ = read(partial)
@@ -138,7 +140,9 @@ def fit(
         rate.fill_(rates[t])
         record["history"][t] = step(rows, noise)
         if t + 1 in marks:
-            record["snapshots"][marks.index(t + 1)] = _look(vae, probe)
+            with torch.no_grad():  # in eval mode, which leaves BatchNorm's statistics alone
+                record["snapshots"][marks.index(t + 1)] = vae.eval().reconstruct(probe)
+            vae.train()
         if (t + 1) % look_every and t + 1 < len(batches):
             continue
         bce, kl = record["history"][max(0, t + 1 - look_every) : t + 1].mean(0).tolist()
@@ -149,33 +153,6 @@ def fit(
             write(partial, state_of(vae, optimizer) | record | {"done": torch.tensor(t + 1)}, {})
             saved = time.perf_counter()
     return vae.eval(), {name: tensor.cpu() for name, tensor in record.items()}
-
-
-class _Step:
-    """`train_step` on crops gathered on the device, captured on a GPU once for each batch size."""
-
-    def __init__(self, vae: VAE, optimizer: Optimizer, sampler: CropSampler, beta: float) -> None:
-        self.once = functools.partial(_once, vae, optimizer, sampler, beta)
-        self.state = functools.partial(state_of, vae, optimizer)
-        self.captured: dict[int, tuple[Tensor, Tensor, Tensor, Callable[[], None]]] = {}
-
-    def __call__(self, rows: Tensor, noise: Tensor) -> Tensor:
-        """The loss terms [2] of the crops ``rows`` [B, 7], in a tensor that the next call overwrites."""
-        if len(rows) not in self.captured:
-            slots = rows.clone(), noise.clone(), rows.new_zeros(2)
-            again = captured(functools.partial(self.once, *slots), rows.device, self.state, warm_up=3)
-            self.captured[len(rows)] = *slots, again
-        own_rows, own_noise, terms, again = self.captured[len(rows)]
-        own_rows.copy_(rows)
-        own_noise.copy_(noise)
-        again()
-        return terms
-
-
-def _once(
-    vae: VAE, optimizer: Optimizer, sampler: CropSampler, beta: float, rows: Tensor, noise: Tensor, terms: Tensor
-) -> None:
-    terms.copy_(train_step(vae, optimizer, sampler.gather(rows), noise, beta))
 
 
 def checkpoint_path(config: Config, digest: str, folder: Path) -> Path:
@@ -206,12 +183,3 @@ def load(path: Path, config: Config, device: torch.device) -> Trained:
     except (RuntimeError, KeyError) as error:
         raise UserError(f"The checkpoint {path} is of another version of the code: remove the file to train anew.") from error
     return Trained(vae.to(device=device).to(memory_format=torch.channels_last).eval(), *record)
-
-
-@torch.no_grad()
-def _look(vae: VAE, probe: Tensor) -> Tensor:
-    """The probe's reconstruction now, without disturbing the run: eval mode leaves BatchNorm's statistics alone."""
-    vae.eval()
-    picture = vae.reconstruct(probe)
-    vae.train()
-    return picture

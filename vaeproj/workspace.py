@@ -175,14 +175,11 @@ class Workspace:
         """
         if not names:
             raise UserError(f"{self.folder / 'test'} holds no image with a defect: this notebook needs some to show.")
-        side, crops, masks, corners = self.config.crop_size, [], [], []
-        for i in map(self.test.index, names):
-            mask = torch.from_numpy(self.test.gt_masks[i])
-            top, left = centred_crop(self.test.images[i], mask, side)
-            crops.append(self.test.images[i][..., top : top + side, left : left + side])
-            masks.append(mask[top : top + side, left : left + side] > 0)
-            corners.append((top, left))
-        return to_unit(torch.stack(crops)), torch.stack(masks), corners
+        side, chosen = self.config.crop_size, [self.test.index(name) for name in names]
+        images, masks = self.test.images[chosen], torch.from_numpy(self.test.gt_masks[chosen] > 0)
+        corners = [centred_crop(image, mask, side) for image, mask in zip(images, masks, strict=True)]
+        within = [(i, ..., slice(top, top + side), slice(left, left + side)) for i, (top, left) in enumerate(corners)]
+        return to_unit(torch.stack([images[at] for at in within])), torch.stack([masks[at] for at in within]), corners
 
     def figure(self, name: str, **arrays: object) -> Image:
         """Draw a figure by name, keep picture and data under ``out/figures``, and show it (`figures.save`)."""

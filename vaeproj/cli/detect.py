@@ -3,12 +3,13 @@
 import csv
 import hashlib
 import json
-import time
 from base64 import b64encode
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from ..animation import FONT
+from ..animation import FONT, levels
 from ..config import RESULTS_DIR, Config, UserError
 from ..crops import tile, to_unit, untile
 from ..data import Split, bit_depth, decode, open_image, read_file
@@ -36,6 +37,7 @@ HELD_OUT = 5  # one good photo in so many is not trained on: it says what is nor
 ASPECTS = 1.05  # by no larger factor may the aspect of a photo differ from that of every good one
 SHEET, SUMMARY = Path(__file__).with_name("contact.html"), "detect.json"  # the latter marks a folder of results
 SIDE, HEAD, GAP = 256, 34, 8  # of the contact sheet: longer side of a picture, its title, the space between two, pixels
+COLUMNS = ("picture", "name", "verdict", "score", "defective_share", "reason")  # of results.csv
 
 
 def detect(
@@ -53,9 +55,10 @@ def detect(
         UserError: an option that does not fit, nothing to judge or to judge by: all found before a training.
     """
     out, names, good_names = request.folder("detect"), _names(pictures), _names([good])
-    if (out.exists() and not (out / SUMMARY).is_file()) or any(out in path.resolve().parents for path in [*names, *good_names]):
+    if (out.exists() and not (out / SUMMARY).is_file()) or any(out in path.resolve().parents for path in names | good_names):
         raise UserError(f"{out} holds something else than results of this command: pass --out another folder.")
     blind = open_image(Path(ignore), read_file(Path(ignore))).convert("L") if ignore else Image.new("L", (1, 1))
+    counts = blind.point(lambda level: 255 * (level < 128), "1")  # of mode 1, which is resized by nearest neighbour
     ws = finished(run, request, kept) if run else None
     config = ws.config if ws else Config.from_preset(request.preset, request.settings)
 
@@ -71,7 +74,7 @@ def detect(
     yield from (f"Skipped: {reason}" for reason in skipped.values())
     if len(known) < 2 or not asked:
         raise UserError(f"{len(known)} good photos and {len(asked)} to judge are too few: name two and one at least.")
-    if hidden := [path for path in [*known, *asked] if not _counted(blind, read[path][0]).any()]:
+    if hidden := [path for path in [*known, *asked] if not counts.resize(read[path][0].shape[::-1]).getbbox()]:
         raise UserError(f"{ignore} leaves nothing of {hidden[0]} that counts: paint black what does.")
 
     spread = np.linspace(0, len(known) - 1, max(1, len(known) // HELD_OUT)).round().astype(int)
@@ -79,27 +82,25 @@ def detect(
     ws = ws or _workspace([known[path] for path in known if path not in held], config, request, Path(good), kept)
     if not checkpoint_path(config, ws.train.digest, kept / "checkpoints").exists():
         yield f"Training takes about {_duration(ws.train.images, config)}, once; good photos held out: {len(held)}."
-    limits = _limits(ws, [known[path] for path in held], blind)
-    rows, thumbnails, flagged = [], [], 0
+    limits = _limits(ws, [known[path] for path in held], counts)
+    rows: list[dict[str, Any]] = []
     with written_whole(out) as scratch:
         scratch.mkdir()
         for path, pixels in asked.items():
-            heat, counted, repaired = _judge(ws, pixels, blind)
+            heat, counted, repaired = _judge(ws, pixels, counts)
             share = float((heat[counted] > limits["pixel"]).mean())
-            verdict = "flagged" if share > limits["share"] else "good"
-            flagged += verdict == "flagged"
-            row = {"picture": str(path), "name": names[path], "verdict": verdict, "score": share / limits["share"]}
-            rows.append(row | {"defective_share": share})
-            thumbnails.append(_write(scratch / names[path], path, bits, heat / limits["pixel"], repaired, blind))
-            yield f"{verdict:8}{row['score']:6.2f}  {path}"
+            score, verdict = share / limits["share"], "flagged" if share > limits["share"] else "good"
+            row = {"picture": str(path), "name": names[path], "verdict": verdict, "score": score, "defective_share": share}
+            shown = _write(scratch / names[path], path, bits, heat / limits["pixel"], repaired, counts)
+            rows.append(row | {"pictures": shown})
+            yield f"{verdict:8}{score:6.2f}  {path}"
+        flagged = sum(row["verdict"] == "flagged" for row in rows)
         chance = f"so is, by chance, about 1 in {len(held) + 1} good ones"
         summary = f"{flagged} of {len(asked)} flagged ({chance}), {len(skipped)} files skipped"
-        _write_sheets(scratch, rows, thumbnails, summary, list(skipped.values()))
+        _write_sheets(scratch, rows, summary, list(skipped.values()))
         rows += [{"picture": str(path), "verdict": "skipped", "reason": skipped[path]} for path in names if path in skipped]
         with (scratch / "results.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, [*rows[0], "reason"])
-            table.writeheader()
-            table.writerows(rows)
+            csv.writer(file).writerows([COLUMNS, *([row.get(column) for column in COLUMNS] for row in rows)])
         made = {"config": asdict(config), "weights": ws.weights, "run": run, "ignore": ignore, "limits": limits}
         (scratch / SUMMARY).write_text(json.dumps(made | {"held_out": [str(path) for path in held]}, indent=1) + "\n")
     yield f"{summary}: {out / 'contact_sheet.html'}"
@@ -118,7 +119,7 @@ def _names(given: Iterable[str]) -> dict[Path, str]:
     return names
 
 
-def _each(work: Callable[[Path], Any], paths: Iterable[Path], skipped: dict[Path, str]) -> dict[Path, Any]:
+def _each(work: Callable[[Path], Any], paths: Collection[Path], skipped: dict[Path, str]) -> dict[Path, Any]:
     """What ``work`` makes of each path; one that it refuses is left out, and joins ``skipped`` with the reason."""
 
     def attempt(path: Path) -> Any:
@@ -127,9 +128,8 @@ def _each(work: Callable[[Path], Any], paths: Iterable[Path], skipped: dict[Path
         except UserError as error:
             return error
 
-    wanted = [path for path in paths if path not in skipped]
     with ThreadPoolExecutor() as pool:
-        made = dict(zip(wanted, pool.map(attempt, wanted), strict=True))
+        made = dict(zip(paths, pool.map(attempt, paths), strict=True))
     skipped |= {path: str(error) for path, error in made.items() if isinstance(error, UserError)}
     return {path: value for path, value in made.items() if path not in skipped}
 
@@ -176,81 +176,64 @@ def _workspace(photos: list[np.ndarray], config: Config, request: Request, folde
 
 def _duration(images: Tensor, config: Config) -> str:
     """How long the training will take, by a few of its steps."""
-
-    def timed(steps: int) -> float:
-        start = time.perf_counter()
-        fit(images, config.replace(steps=steps, epochs=0), progress=False)
-        return time.perf_counter() - start
-
-    timed(1)  # whatever is set up once
-    seconds = (timed(6) - timed(1)) / 5 * len(batch_indices(len(images), config))
+    fits = [partial(fit, images, config.replace(steps=steps, epochs=0), progress=False) for steps in (1, 1, 6)]
+    _, one, six = (timeit(each, number=1) for each in fits)  # the first sets up what is set up once
+    seconds = (six - one) / 5 * len(batch_indices(len(images), config))
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def _counted(blind: Image.Image, like: np.ndarray) -> np.ndarray:
-    """Where pixels count, bool [H, W] as ``like``."""
-    return np.asarray(blind.resize(like.shape[::-1], Image.Resampling.NEAREST)) < 128
-
-
-def _judge(ws: Workspace, pixels: np.ndarray, blind: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Anomaly map in units of its median [h, w], where it counts, bool, and the repaired photo, uint8 [C, h, w]."""
+def _judge(ws: Workspace, pixels: np.ndarray, counts: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Anomaly map in units of its median [h, w], where it counts, bool, and the repaired photo, [C, h, w] in [0, 1]."""
     config, (height, width) = ws.config, pixels.shape[1:]
     tiles = tile(to_unit(torch.tensor(pixels)[None].to(ws.device)), config.crop_size, config.stride)[0]
     moved = project(ws.fast_vae, tiles, config, ws.expected)
     change, repaired = (untile(t[None], height, width, config.stride) for t in (difference(tiles, moved, config.score), moved))
     heat = smooth(change.mean(1), config.sigma, config.sigma_wide)[0].cpu().numpy()
-    counted = _counted(blind, heat)
-    relative = heat / max(np.median(heat[counted]), 1e-12)
-    return relative, counted, (repaired[0] * 255).round().byte().cpu().numpy()
+    counted = np.asarray(counts.resize((width, height)))
+    return heat / max(np.median(heat[counted]), 1e-12), counted, repaired[0].cpu().numpy()
 
 
-def _limits(ws: Workspace, held: list[np.ndarray], blind: Image.Image) -> dict[str, float]:
+def _limits(ws: Workspace, held: list[np.ndarray], counts: Image.Image) -> dict[str, float]:
     """What good photos reach that the network never saw: ``pixel``, a quantile of all their pixels; ``share``, how large a part
     of the worst of them lies above that. On defects pasted on good photos this share told more than the highest pixel.
     """
 
     def compute() -> tuple[dict[str, float], np.ndarray]:
-        judged = [_judge(ws, pixels, blind) for pixels in tqdm(held, "good photos held out", unit="photo")]
+        judged = (_judge(ws, pixels, counts) for pixels in tqdm(held, "good photos held out", unit="photo"))
         normal = [heat[counted] for heat, counted, _ in judged]
         limit = float(np.quantile(np.concatenate(normal), LABEL_FREE_QUANTILE))
-        return {"pixel": limit, "share": max(1e-6, *(float((part > limit).mean()) for part in normal))}, normal[0][:0]
+        return {"pixel": limit, "share": max(1e-6, *(float((part > limit).mean()) for part in normal))}, np.empty(0)
 
-    digest = hashlib.sha256(b"".join(pixels.tobytes() for pixels in held) + blind.tobytes()).hexdigest()
+    digest = hashlib.sha256(b"".join(pixels.tobytes() for pixels in held) + counts.tobytes()).hexdigest()
     return cached(ws, f"detect: {digest}", compute)[0]
 
 
-def _write(stem: Path, path: Path, bits: int, heat: np.ndarray, repaired: np.ndarray, blind: Image.Image) -> list[Image.Image]:
+def _write(stem: Path, path: Path, bits: int, heat: np.ndarray, repaired: np.ndarray, counts: Image.Image) -> list[Image.Image]:
     """Write heat map, mask and repaired photo, ``heat`` in units of its limit; returns thumbnails of the photo and these."""
     image = open_image(path, read_file(path))
-    whole = _picture(decode(image, image.size, bits))
+    whole = Image.fromarray(np.broadcast_to(decode(image, image.size, bits).transpose(1, 2, 0), (*image.size[::-1], 3)))
     large = np.asarray(Image.fromarray(heat).resize(whole.size, Image.Resampling.BILINEAR))
-    mask = (large > 1) & _counted(blind, large)
-    strength = np.where(_counted(blind, heat), (heat - 0.5) / 1.5, 0).clip(0, 1)  # nothing at half the limit, all at twice
+    mask = (large > 1) & np.asarray(counts.resize(whole.size))
+    counted = np.asarray(counts.resize(heat.shape[::-1]))
+    strength = np.where(counted, (heat - 0.5) / 1.5, 0).clip(0, 1)  # nothing at half the limit, all at twice
     colours, opacity = MAGMA[(strength * 255).astype(np.uint8)], (strength * 150).astype(np.uint8)
     layer, cover = (Image.fromarray(part).resize(whole.size) for part in (colours, opacity))
-    hot = Image.composite(layer, whole, cover)
-    made = {"heat.jpg": hot, "mask.png": Image.fromarray(mask), "repaired.png": _picture(repaired)}
+    made = {"heat.jpg": Image.composite(layer, whole, cover), "mask.png": Image.fromarray(mask)}
+    made["repaired.png"] = Image.fromarray(levels(repaired)).convert("RGB")
     for ending, picture in made.items():
         picture.save(f"{stem}_{ending}")
     return [ImageOps.contain(p.convert("RGB"), (SIDE, SIDE)) for p in (whole, *made.values())]
 
 
-def _picture(pixels: np.ndarray) -> Image.Image:
-    """[C, H, W], grey or RGB, as an RGB picture."""
-    return Image.fromarray(np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0).copy())
-
-
-def _write_sheets(
-    folder: Path, rows: list[dict[str, Any]], thumbnails: list[list[Image.Image]], summary: str, skipped: list[str]
-) -> None:
+def _write_sheets(folder: Path, rows: list[dict[str, Any]], summary: str, skipped: list[str]) -> None:
     """The contact sheet, highest score first, as a picture and as a page that needs no other file."""
-    order = sorted(range(len(rows)), key=lambda i: -rows[i]["score"])
-    sheet, entries = Image.new("RGB", (4 * (SIDE + GAP), len(rows) * (HEAD + SIDE)), "white"), []
-    for top, i in zip(range(0, sheet.height, HEAD + SIDE), order, strict=True):
-        ImageDraw.Draw(sheet).text((0, top + HEAD - 6), "{verdict} {score:.2f}  {name}".format(**rows[i]), "black", FONT, "ls")
-        for k, picture in enumerate(thumbnails[i]):
+    rows = sorted(rows, key=lambda row: -row["score"])
+    sheet = Image.new("RGB", (4 * (SIDE + GAP), len(rows) * (HEAD + SIDE)), "white")
+    for top, row in zip(range(0, sheet.height, HEAD + SIDE), rows, strict=True):
+        ImageDraw.Draw(sheet).text((0, top + HEAD - 6), "{verdict} {score:.2f}  {name}".format(**row), "black", FONT, "ls")
+        for k, picture in enumerate(row["pictures"]):
             sheet.paste(picture, (k * (SIDE + GAP), top + HEAD))
-        entries.append(rows[i] | {"pictures": [b64encode(jpeg(picture)).decode() for picture in thumbnails[i]]})
     sheet.save(folder / "contact_sheet.png")
-    data = json.dumps({"entries": entries, "summary": summary, "skipped": skipped}).replace("<", "\\u003c")
-    (folder / "contact_sheet.html").write_text(SHEET.read_text(encoding="utf-8").replace("__DATA__", data), encoding="utf-8")
+    data = {"entries": rows, "summary": summary, "skipped": skipped}
+    text = json.dumps(data, default=lambda picture: b64encode(jpeg(picture)).decode()).replace("<", "\\u003c")
+    (folder / "contact_sheet.html").write_text(SHEET.read_text(encoding="utf-8").replace("__DATA__", text), encoding="utf-8")

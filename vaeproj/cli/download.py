@@ -13,11 +13,9 @@ from tqdm import tqdm
 
 from ..config import UserError
 from ..files import written_whole
+from ..workspace import OBJECTS, TEXTURES
 
-CATEGORIES = (
-    "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut",
-    "pill", "screw", "tile", "toothbrush", "transistor", "wood", "zipper",
-)  # fmt: skip
+CATEGORIES = tuple(sorted({*OBJECTS, *TEXTURES} - {"ring"}))  # that object is SynthGrid's
 ARCHIVE = "mvtec_anomaly_detection.tar.xz"
 ARCHIVE_URL = f"https://www.mydrive.ch/shares/38536/3830184030e49fe74747669442f0f283/download/420938113-1629960298/{ARCHIVE}"
 ARCHIVE_SHA256 = "cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d"
@@ -25,9 +23,7 @@ LICENCE = """MVTec AD, https://www.mvtec.com/company/research/datasets/mvtec-ad,
 CC BY-NC-SA 4.0 (https://creativecommons.org/licenses/by-nc-sa/4.0/): cite it, share alike, no commercial use."""
 
 
-def download(
-    data_root: Path, *, category: str | None = None, url: str = ARCHIVE_URL, sha256: str = ARCHIVE_SHA256, progress: bool = True
-) -> None:
+def download(data_root: Path, *, category: str | None = None, url: str = ARCHIVE_URL, sha256: str = ARCHIVE_SHA256) -> None:
     """Fetch the archive, going on where a transfer broke off, verify its hash, unpack one category or all, each whole or
     not at all. A `UserError` for a category that is there already or not in the archive, a failed transfer, a wrong hash.
     """
@@ -37,7 +33,7 @@ def download(
     data_root.mkdir(parents=True, exist_ok=True)
     archive = data_root / ARCHIVE
     if not archive.is_file():
-        _fetch(url, archive, progress)
+        _fetch(url, archive)
     folders: dict[str, Path] = {}
     try:
         with archive.open("rb") as file:
@@ -47,10 +43,9 @@ def download(
         with ExitStack() as stack, tarfile.open(archive) as tar:
             for member in tar:
                 name, _, rest = member.name.removeprefix("./").partition("/")
-                if name in wanted and name not in folders:
-                    folders[name] = stack.enter_context(written_whole(data_root / name))
-                    folders[name].mkdir()
                 if name in wanted and rest:
+                    if name not in folders:
+                        folders[name] = stack.enter_context(written_whole(data_root / name))
                     tar.extract(member.replace(name=rest, deep=False), folders[name], filter="data")
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         archive.unlink()
@@ -61,7 +56,7 @@ def download(
     archive.unlink()
 
 
-def _fetch(url: str, target: Path, progress: bool) -> None:
+def _fetch(url: str, target: Path) -> None:
     """Download to ``target``, going on from a ``.part`` file where an earlier try broke off."""
     part = target.with_name(target.name + ".part")
     have = part.stat().st_size if part.exists() else 0
@@ -70,7 +65,7 @@ def _fetch(url: str, target: Path, progress: bool) -> None:
         with urllib.request.urlopen(request, timeout=60) as response:
             have = have if response.status == 206 else 0  # else the server sends the whole file, whatever we asked for
             total = have + int(response.headers.get("Content-Length") or 0)
-            bar = {"total": total, "initial": have, "desc": target.name, "disable": not progress}
+            bar = {"total": total, "initial": have, "desc": target.name}
             with part.open("ab" if have else "wb") as file, tqdm.wrapattr(file, "write", **bar) as output:
                 shutil.copyfileobj(response, output, 1 << 20)
         if part.stat().st_size < total:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..animation import data_url
+from ..animation import data_url, levels
 from ..config import COMPACT, DESCENTS, PROJECT_ROOT, Config, UserError
 from ..model import VAE, frozen
 from ..panel.explorer import idle
@@ -107,4 +107,4 @@ def packed(vae: VAE, *, int8: bool = True) -> tuple[dict[str, Any], VAE]:
 
 
 def _png(image: Tensor | None) -> str | None:
-    return None if image is None else data_url((255 * image[0]).round().byte().cpu().numpy())
+    return None if image is None else data_url(levels(image.cpu().numpy()))

@@ -77,8 +77,7 @@ def publish(folder: Path, notebook_dir: Path = NOTEBOOK_DIR) -> list[Path]:
         if [cell.source for cell in ran] != [cell.source for cell in own.cells]:
             raise UserError(f"{path} is not a run of today's {path.name}: run the notebook again, then publish.")
         for cell, done in zip(own.cells, ran, strict=True):
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = done.outputs, done.execution_count
+            cell.update({key: done[key] for key in ("outputs", "execution_count") if key in done})
         published[target] = own
     if not published:
         raise UserError(f"{folder} holds no executed notebooks: pass the folder of a run, such as results/quick.")
@@ -90,10 +89,10 @@ def publish(folder: Path, notebook_dir: Path = NOTEBOOK_DIR) -> list[Path]:
 def find_notebook(name: str, notebook_dir: Path = NOTEBOOK_DIR) -> Path:
     """A notebook by its number or its name, or a `UserError` that lists those there are."""
     known = sorted(notebook_dir.glob("[0-9][0-9]_*.ipynb"))
-    matches = [path for path in known if name in (path.stem, path.name, path.stem[:2])]
-    if not matches:
-        raise UserError(f"There is no notebook '{name}'; there are {', '.join(path.stem for path in known)}.")
-    return matches[0]
+    for path in known:
+        if name in (path.stem, path.name, path.stem[:2]):
+            return path
+    raise UserError(f"There is no notebook '{name}'; there are {', '.join(path.stem for path in known)}.")
 
 
 def _own_parameters(path: Path) -> dict[str, str]:

@@ -7,9 +7,8 @@ import traitlets
 
 
 class Stage(anywidget.AnyWidget):
-    """A picture, and in an area of it a box to move by mouse, touch or arrow keys. Lengths are in a unit of its own.
-
-    Everything but ``jpeg`` and ``at`` holds from the start.
+    """A picture, and in an area of it a box to move by mouse, touch or arrow keys. Lengths are in a unit of its own;
+    everything but ``jpeg`` and ``at`` holds from the start.
     """
 
     _esm, _css = (Path(__file__).with_name(f"panel.{kind}") for kind in ("js", "css"))

@@ -4,8 +4,6 @@
 with something to drag (`Stage`). Where nobody is there to move them (papermill, nbval, GitHub) `explore` shows the sheet alone.
 """
 
-from __future__ import annotations
-
 import asyncio
 import html
 import time
@@ -34,18 +32,19 @@ LADDERS: dict[str, tuple[float, ...]] = {
 STATIC = 60  # JPEG quality of the picture without controls, which notebook files keep
 PAUSE = 0.08  # seconds without a further change before an answer is computed: a held key asks once
 LABELLED: dict[str, Any] = {"style": {"description_width": "96px"}, "layout": {"width": "auto"}}
+TICK: dict[str, Any] = {"indent": False, "layout": {"width": "auto"}}
 CODE = '<code style="display: block; user-select: all; white-space: pre-wrap; font-size: 11px; line-height: 1.4">{}</code>'
 SHARE = f"<small>Share this setting: it gives every figure of notebook 4</small>{CODE}"
 
 
-def explore(ws: Workspace, name: str | None = None) -> Panel | Image:
+def explore(ws: Workspace, name: str | None = None) -> "Panel | Image":
     """The panel where somebody can use it, else its picture, at a test image such as ``bent/000``; None: the first one with a
     defect. A `UserError` where there is no such image.
     """
     explorer = Explorer(ws)
     setting = explorer.start(name)
     if somebody_there(get_ipython()):
-        return Panel(explorer, setting)
+        return Panel(explorer, setting.name)
     return Image(jpeg(explorer.sheet(setting).draw(setting.config.iterations), STATIC), format="jpeg")
 
 
@@ -60,53 +59,50 @@ def control(name: str, value: Any) -> widgets.ValueWidget:
     meta = Config.__dataclass_fields__[name].metadata
     bounds = "" if meta["low"] is None else f"; {meta['low']:g} to {meta['high']:g}"
     about = LABELLED | {"description": name.replace("_", " "), "tooltip": f"{meta['help']}{bounds} ({meta['source']})"}
-    about["value"] = value
     if meta["choices"]:
-        return widgets.Dropdown(options=meta["choices"], **about)
-    if isinstance(value, bool):
-        return widgets.Checkbox(**about)
+        return widgets.Dropdown(value=value, options=meta["choices"], **about)
     brought = {own[name] for own in DESCENTS.values() if name in own}
     stations = [(f"{v:g}", v) for v in sorted({*LADDERS[name], *brought, value})]
-    return widgets.SelectionSlider(options=stations, continuous_update=False, **about)
+    return widgets.SelectionSlider(value=value, options=stations, continuous_update=False, **about)
 
 
 class Panel(widgets.HBox):
     """The controls left, the sheet with its play bar right; in a notebook file also a picture, as GitHub shows no widgets."""
 
-    def __init__(self, explorer: Explorer, setting: Setting) -> None:
+    def __init__(self, explorer: Explorer, name: str) -> None:
         self.explorer, self.ws = explorer, explorer.ws
         self._timer: asyncio.TimerHandle | None = None
         self.share = widgets.HTML(layout={"flex": "1 0 100%"}).add_class("vaeproj-share")
-        parts = [self._left(setting), self._right(), self.share]
+        parts = [self._left(name), self._right(), self.share]
         super().__init__(parts, layout={"flex_flow": "row wrap", "grid_gap": "8px"})
         self.add_class("vaeproj-panel")
         self._answer()
-        self.defect.observe(self._list_images, "value")
-        self.image.observe(self._open, "value")
-        self.centre.on_click(self._centre)
+        self.centre.on_click(lambda _: self.crop.set_trait("at", explorer.start(self.image.value).at))
         self.crop.observe(self._ask, "at")
-        for knob in self.knobs.values():
-            knob.observe(self._ask, "value")
+        for widget in (self.image, *self.knobs.values()):
+            widget.observe(self._ask, "value")
         self.knobs["descent"].observe(self._bring_along, "value")
         for widget in (self.t, self.outline, self.lock):
             widget.observe(self._show, "value")
 
-    def _left(self, setting: Setting) -> widgets.VBox:
+    def _left(self, name: str) -> widgets.VBox:
         kinds = sorted(set(self.ws.test.defects), key=lambda kind: (kind == "good", kind))
-        self.defect = widgets.Dropdown(description="defect", options=kinds, value=setting.name.split("/")[0], **LABELLED)
+        self.defect = widgets.Dropdown(description="defect", options=kinds, value=name.split("/")[0], **LABELLED)
         self.image = widgets.Dropdown(description="image", **LABELLED)
-        self._list_images()
-        self.image.value = setting.name
-        whole, side = setting.config.image_size, setting.config.crop_size
+        widgets.dlink((self.defect, "value"), (self.image, "options"), self._images)
+        self.image.value = name
+        whole, side = self.ws.config.image_size, self.ws.config.crop_size
         self.crop = Stage(
-            jpeg=self._thumbnail(), size=(whole, whole), area=(0, 0, whole, whole), box=(side, side),
-            at=(setting.left, setting.top), label="the crop: drag it over the image",
+            size=(whole, whole), area=(0, 0, whole, whole), box=(side, side), label="the crop: drag it over the image",
             layout={"width": f"{THUMBNAIL}px", "margin": "2px"},
         ).add_class("vaeproj-crop")  # fmt: skip
+        widgets.dlink((self.image, "value"), (self.crop, "jpeg"), self._thumbnail)
+        widgets.dlink((self.image, "value"), (self.crop, "at"), lambda chosen: self.explorer.start(chosen).at)
         self.centre = widgets.Button(description="centre", tooltip="centre the crop on the defect", layout={"width": "64px"})
-        self.outline = _tick("outline", "the defect's border", value=True)
-        self.lock = _tick("lock scale", "keep the change's colours as they are, to compare two descents", value=False)
-        self.knobs = {name: control(name, getattr(setting.config, name)) for name in KNOBS}
+        self.outline = widgets.Checkbox(True, description="outline", tooltip="the defect's border", **TICK)
+        kept = "keep the change's colours as they are, to compare two descents"
+        self.lock = widgets.Checkbox(False, description="lock scale", tooltip=kept, **TICK)
+        self.knobs = {knob: control(knob, getattr(self.ws.config, knob)) for knob in KNOBS}
         buttons = widgets.HBox([self.centre, self.outline, self.lock])
         parts = [self.defect, self.image, self.crop, buttons, *self.knobs.values()]
         return widgets.VBox(parts, layout={"width": f"{THUMBNAIL + 4}px"})
@@ -128,25 +124,15 @@ class Panel(widgets.HBox):
     @property
     def setting(self) -> Setting:
         """What the controls say now."""
-        (left, top), values = self.crop.at, {name: knob.value for name, knob in self.knobs.items()}
-        return Setting(self.image.value, top, left, self.ws.config.replace(**values))
+        values = {name: knob.value for name, knob in self.knobs.items()}
+        return Setting(self.image.value, self.crop.at, self.ws.config.replace(**values))
 
-    def _list_images(self, _: object = None) -> None:
-        names = [name for name in self.ws.test.names if name.split("/")[0] == self.defect.value]
-        self.image.options = [(name.split("/")[1], name) for name in names]  # chooses the first
+    def _images(self, kind: str) -> list[tuple[str, str]]:
+        return [(name.split("/")[1], name) for name in self.ws.test.names if name.split("/")[0] == kind]
 
-    def _thumbnail(self) -> bytes:
-        i, test = self.ws.test.index(self.image.value), self.ws.test
+    def _thumbnail(self, name: str) -> bytes:
+        i, test = self.ws.test.index(name), self.ws.test
         return jpeg(thumbnail(test.images[i].cpu().numpy(), test.gt_masks[i]), 90)
-
-    def _open(self, _: object) -> None:
-        self.crop.jpeg = self._thumbnail()
-        self._centre()
-
-    def _centre(self, _: object = None) -> None:
-        setting = self.explorer.start(self.image.value)
-        self.crop.at = (setting.left, setting.top)
-        self._ask()
 
     def _bring_along(self, _: object) -> None:
         """Another descent takes steps of another size: its own settings come with it."""
@@ -178,18 +164,12 @@ class Panel(widgets.HBox):
         at_end = self.t.value == self.t.max
         self.t.max = self.play.max = setting.config.iterations
         self.t.value = self.t.max if at_end else self.t.value
-        self._disable()
-        self._show()
-
-    def _disable(self) -> None:
-        """What would change nothing now."""
-        setting, idle_knobs = self.shown, idle(self.shown.config)
-        for name, knob in self.knobs.items():
-            knob.disabled = name in idle_knobs
+        for name, knob in self.knobs.items():  # what would change nothing now
+            knob.disabled = name in idle(setting.config)
         self.play.disabled = self.t.disabled = not setting.config.iterations
-        self.outline.disabled = not self.sheet.edge.getbbox()
-        centred = self.explorer.start(setting.name)
-        self.centre.disabled = (setting.left, setting.top) == (centred.left, centred.top)
+        self.outline.disabled = not sheet.edge.getbbox()
+        self.centre.disabled = setting.at == self.explorer.start(setting.name).at
+        self._show()
 
     def _show(self, _: object = None) -> None:
         """The sheet at the play bar's iteration."""
@@ -208,7 +188,3 @@ class Panel(widgets.HBox):
     def _repr_mimebundle_(self, **kwargs: object) -> dict[str, object]:
         picture, _ = Image(self.picture.jpeg, format="jpeg")._repr_mimebundle_()
         return super()._repr_mimebundle_(**kwargs) | picture | {"text/plain": f"Panel({self.shown.caption})"}
-
-
-def _tick(description: str, tooltip: str, *, value: bool) -> widgets.Checkbox:
-    return widgets.Checkbox(value, description=description, tooltip=tooltip, indent=False, layout={"width": "auto"})

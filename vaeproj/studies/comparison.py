@@ -29,34 +29,36 @@ ARTICLE_CHUNK = {"cpu": 32, "cuda": 256}  # tiles per call: its stale gradient k
 OPPONENTS = ("VAE residual", "composite", "projection, paper")  # how the names of methods begin that a gain is stated above
 NORMAL = 64  # crops without a defect, on which a repair should do nothing
 TAKEN_AGAIN = 5  # network passes of the composite whose f(x) is taken again
+REPAIRS = ("composite, one threshold", "composite", "composite, taken again", "projection, paper")  # of `moves`
+
+Move = Callable[[Tensor], Tensor]  # tiles [B, C, crop, crop] in [0, 1] -> the same, repaired
 
 
-def scores(ws: Workspace) -> dict[str, Score]:
-    """The methods compared, by name, each scored as the preset scores its own. The last is the preset's own, the headline."""
-    config, vae, fast, kind = ws.config, ws.vae, ws.fast_vae, ws.config.score
-    article = config.replace(**DESCENTS["article"], gradient="full")
-    methods = {f"VAE residual, {k.upper()}": residual_score(vae, k) for k in ("l1", "l2", "ssim", "l1_ssim")}
-    methods["PCA residual, L2"] = pca_score(ws.sampler.sample(PCA_CROPS, torch.Generator().manual_seed(config.seed)), "l2")
+def moves(ws: Workspace) -> dict[str, Move]:
+    """The methods that repair an image, by name. The last is the preset's own, the headline."""
+    config, vae, expected = ws.config, ws.vae, ws.expected
     even = fit_expected(vae, ws.normal_crops, terms=1)
-    methods["composite, one threshold"] = change_score(lambda x: composite(vae, x, config, even), kind)
-    methods["composite"] = change_score(lambda x: composite(vae, x, config, ws.expected), kind)
-    methods["composite, taken again"] = change_score(lambda x: _taken_again(ws, x)[-1], kind)
-    methods["article, as published"] = _article_score(ws, article, BUGS)
-    methods |= {f"article + {bug.replace('_', ' ').replace('bce', 'BCE')}": _article_score(ws, article, (bug,)) for bug in BUGS}
-    projections = {
-        "article, corrected": article,
-        "projection, paper, detached": config.replace(**DESCENTS["paper"], gradient="detached"),
-        "projection, paper": config.replace(**DESCENTS["paper"], gradient="full"),
-        "preset's own": config,
+    article, paper = (config.replace(**DESCENTS[name], gradient="full") for name in ("article", "paper"))
+
+    def published(*bugs: str) -> Move:
+        chunk = ARTICLE_CHUNK[ws.device.type]
+        return lambda x: torch.cat([article_loop(vae, part, article, bugs)[-1] for part in x.split(chunk)])
+
+    @functools.cache  # the preset's own may be one of the rows above it: the same function then, to be judged once
+    def descent(config: Config) -> Move:
+        return lambda x: project(ws.fast_vae, x, config, expected)
+
+    return {
+        "composite, one threshold": lambda x: composite(vae, x, config, even),
+        "composite": lambda x: composite(vae, x, config, expected),
+        "composite, taken again": lambda x: _taken_again(ws, x)[-1],
+        "article, as published": published(*BUGS),
+        **{f"article + {bug.replace('_', ' ').replace('bce', 'BCE')}": published(bug) for bug in BUGS},
+        "article, corrected": descent(article),
+        "projection, paper, detached": descent(paper.replace(gradient="detached")),
+        "projection, paper": descent(paper),
+        "preset's own": descent(config),
     }
-    # The preset's own may be one of the rows above it: the same function then, to be judged once.
-    by_config = {c: projection_score(fast, c, ws.expected) for c in projections.values()}
-    return methods | {name: by_config[c] for name, c in projections.items()}
-
-
-def _article_score(ws: Workspace, config: Config, bugs: tuple[str, ...]) -> Score:
-    chunk = ARTICLE_CHUNK[ws.device.type]
-    return change_score(lambda x: torch.cat([article_loop(ws.vae, p, config, bugs)[-1] for p in x.split(chunk)]), config.score)
 
 
 def _taken_again(ws: Workspace, tiles: Tensor, passes: int = TAKEN_AGAIN) -> list[Tensor]:
@@ -65,6 +67,15 @@ def _taken_again(ws: Workspace, tiles: Tensor, passes: int = TAKEN_AGAIN) -> lis
     for _ in range(passes):
         frames.append(composite(ws.vae, tiles, ws.config, ws.expected, frames[-1]))
     return frames
+
+
+def scores(ws: Workspace) -> dict[str, Score]:
+    """The methods compared, by name: residuals, and `moves`, each scored as the preset scores its own."""
+    methods = {f"VAE residual, {k.upper()}": residual_score(ws.vae, k) for k in ("l1", "l2", "ssim", "l1_ssim")}
+    crops = ws.sampler.sample(PCA_CROPS, torch.Generator().manual_seed(ws.config.seed))
+    named = moves(ws)
+    by_move = {move: change_score(move, ws.config.score) for move in named.values()}
+    return methods | {"PCA residual, L2": pca_score(crops, "l2")} | {name: by_move[move] for name, move in named.items()}
 
 
 def judge(ws: Workspace, score: Score, *, keep_maps: bool = True) -> tuple[dict[str, Any], np.ndarray]:
@@ -95,29 +106,29 @@ def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[s
                 judged[score] = cached(chosen, f"method: {name}, {DESCENTS}, maps {keep}", compute)
             rows.setdefault(name, []).append(judged[score][0])
             maps.setdefault(name, torch.from_numpy(judged[score][1]))
-    opponents = {kind: [results for name, results in rows.items() if name.startswith(kind)] for kind in OPPONENTS}
+    mean = {name: _mean(results, *METRICS, "replicates") for name, results in rows.items()}
     methods: dict[str, Any] = {}
     for name, results in rows.items():
-        first = {key: value for key, value in results[0].items() if key != "replicates"}
-        raw = {key: _mean([row["raw"] for row in results], key) for key in METRICS}
+        raw = _mean([row["raw"] for row in results], *METRICS)
         each = {str(seed): {key: row[key] for key in METRICS} for seed, row in zip(seeds, results, strict=True)}
-        gain = {kind: _gain(results, others) for kind, others in opponents.items()}
-        own = {key: _mean(results, key) for key in METRICS} | {"raw": raw, "seeds": each, "gain": gain}
-        methods[name] = first | own
+        gain = {kind: _gain(mean[name], [mean[other] for other in rows if other.startswith(kind)]) for kind in OPPONENTS}
+        methods[name] = results[0] | mean[name] | {"raw": raw, "seeds": each, "gain": gain}
+        del methods[name]["replicates"]
     return methods, maps
 
 
-def _mean(results: list[dict[str, Any]], key: str) -> Any:
-    return np.mean([result[key] for result in results], axis=0).tolist()
+def _mean(results: list[dict[str, Any]], *keys: str) -> dict[str, Any]:
+    return {key: np.mean([result[key] for result in results], axis=0).tolist() for key in keys}
 
 
-def _gain(own: list[dict[str, Any]], others: list[list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
+def _gain(own: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """How far one mean over seeds lies above the best of others, and its paired error: replicates all draw the same images."""
     gain = {}
-    for key in own[0]["standard_error"]:  # what is not known has none
-        k, best = METRICS.index(key), max(others, key=lambda other: _mean(other, key))
-        one, other = (np.array(_mean(results, "replicates"))[:, k] for results in (own, best))
-        gain[key] = {"difference": _mean(own, key) - _mean(best, key), "standard_error": float(np.std(one - other, ddof=1))}
+    for k, key in enumerate(METRICS):
+        if not np.isnan(own[key]):
+            best = max(others, key=lambda other: other[key])
+            apart = np.subtract(own["replicates"], best["replicates"])[:, k]
+            gain[key] = {"difference": own[key] - best[key], "standard_error": np.std(apart, ddof=1).item()}
     return gain
 
 
@@ -129,8 +140,7 @@ def relative(maps: Tensor) -> Tensor:
 def label_free_threshold(ws: Workspace) -> float:
     """Where to cut `own_maps` made `relative`: the 99.9 % quantile on normal images its VAE never saw (`proxy_workspace`)."""
     held_out = proxy_workspace(ws)
-    good = [i for i, defect in enumerate(held_out.test.defects) if defect == "good"]
-    maps = relative(own_maps(held_out, held_out.test.images[good]))
+    maps = relative(own_maps(held_out, held_out.test.images[~held_out.test.gt_labels]))
     return np.quantile(maps.cpu().numpy(), LABEL_FREE_QUANTILE).item()
 
 
@@ -140,20 +150,28 @@ def own_maps(ws: Workspace, images: Tensor) -> Tensor:
     return smooth(anomaly_maps(images, score, ws.config), ws.config.sigma, ws.config.sigma_wide)
 
 
-def restorers(ws: Workspace) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Ways to repair crops [B, C, crop, crop], by name, each from the workspace's VAE; the last is the preset's own."""
-    config, fast, expected = ws.config, ws.fast_vae, ws.expected
-    even = fit_expected(ws.vae, ws.normal_crops, terms=1)
-    paper = config.replace(**DESCENTS["paper"], gradient="full")
-    return {
-        "test image": lambda x: x,
-        "VAE": ws.vae.reconstruct,
-        "composite, one threshold": lambda x: composite(ws.vae, x, config, even),
-        "composite": lambda x: composite(ws.vae, x, config, expected),
-        "composite, taken again": lambda x: _taken_again(ws, x)[-1],
-        "projection, paper": lambda x: project(fast, x, paper, expected),
-        f"projection, {config.descent}": lambda x: project(fast, x, config, expected),
-    }
+def own_metrics(ws: Workspace) -> dict[str, float]:
+    """`METRICS` of a workspace's own method on its test images."""
+    metrics = evaluate(own_maps(ws, ws.test.images), ws.test.gt_masks, ws.test.defects, bootstrap=0)
+    return {key: metrics[key] for key in METRICS}
+
+
+def ablate(ws: Workspace, changes: dict[str, Any]) -> dict[str, float]:
+    """`own_metrics` under ``changes`` of hyper-parameters; computed once, on a new VAE where training is touched."""
+    changed = ws.reconfigured(**changes)
+    return cached(changed, "ablation", lambda: (own_metrics(changed), np.zeros(0)))[0]
+
+
+def best_on(proxy: Workspace, changes: dict[str, Any], name: str, values: Sequence[Any]) -> Any:
+    """The value of one hyper-parameter, beside other ``changes``, with the highest pixel AP on a proxy (`proxy_workspace`)."""
+    return max(values, key=lambda value: ablate(proxy, changes | {name: value})["pixel_AP"])
+
+
+def restorers(ws: Workspace) -> dict[str, Move]:
+    """Ways to repair crops, by name, each from the workspace's VAE; the last is the preset's own."""
+    named = moves(ws)
+    own = {f"projection, {ws.config.descent}": named["preset's own"]}
+    return {"test image": lambda x: x, "VAE": ws.vae.reconstruct} | {name: named[name] for name in REPAIRS} | own
 
 
 def defects_and_truth(ws: Workspace, names: list[str] | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,14 +215,14 @@ def through_time(ws: Workspace, every: int = 8) -> dict[str, dict[str, np.ndarra
     normal = ws.sampler.sample(len(crops), torch.Generator().manual_seed(ws.config.seed + 1))
     both, config = torch.cat([crops, normal]), ws.config
     descents = {"paper": config.replace(**DESCENTS["paper"], gradient="full"), config.descent: config}
-    paths = {name: [state.x for state in descend(ws.fast_vae, both, c, ws.expected)] for name, c in descents.items()}
+    paths = {"composite": _taken_again(ws, both, TAKEN_AGAIN + 2)}
+    paths |= {name: [state.x for state in descend(ws.fast_vae, both, c, ws.expected)] for name, c in descents.items()}
     curves = {}
-    for name, frames in {"composite": _taken_again(ws, both, TAKEN_AGAIN + 2), **paths}.items():
-        first = 0 if name == "composite" else 1  # a descent looks at its image before it moves
-        repair = [psnr(x[: len(crops)], clean, masks) for x in frames]
+    for name, frames in paths.items():
+        first = 1 if name == "composite" else 2  # a descent looks at its image before it moves
         curves[name] = {
-            "passes": np.array([0, *range(1 + first, len(frames) + first)]),
-            "psnr": np.array([value[value.isfinite()].mean().item() for value in repair]),
+            "passes": np.array([0, *range(first, len(frames) + first - 1)]),
+            "psnr": np.array([_finite_mean(psnr(x[: len(crops)], clean, masks)) for x in frames]),
             "error": np.array([error_power(x[len(crops) :], normal).item() for x in frames]),
         }
     return curves
@@ -214,21 +232,25 @@ def repair_gain(rows: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, list[
     """How far the last of `restoration`'s rows lies above the others but for the first two: mean over images of the difference
     of ``psnr_inside`` and of ``psnr_outside``, dB, each with its standard error.
     """
-    *others, own = rows
+    *others, (_, own) = rows.items()
     gain: dict[str, dict[str, list[float]]] = {}
-    for method in others[2:]:
+    for method, row in others[2:]:
         for key in ("psnr_inside", "psnr_outside"):
-            apart = rows[own][key] - rows[method][key]
-            apart = apart[apart.isfinite()]
-            pair = [apart.mean().item(), apart.std().item() / max(len(apart), 1) ** 0.5]
-            gain.setdefault(method, {})[key] = [round(value, 3) for value in pair]
+            apart = own[key] - row[key]
+            finite = apart[apart.isfinite()]
+            error = (finite.std() / len(finite) ** 0.5).item()
+            gain.setdefault(method, {})[key] = [round(_finite_mean(apart), 3), round(error, 3)]
     return gain
 
 
 def means(rows: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
-    """Mean over images of what `restoration` returns, infinite and undefined values left out; none left: no entry."""
-    kept = {m: {k: v[v.isfinite()] for k, v in row.items()} for m, row in rows.items()}
-    return {m: {k: round(v.mean().item(), 3) for k, v in row.items() if len(v)} for m, row in kept.items()}
+    """Mean over images of what `restoration` returns: finite values count; without any it is infinite, or nan."""
+    return {method: {key: round(_finite_mean(values), 3) for key, values in row.items()} for method, row in rows.items()}
+
+
+def _finite_mean(values: Tensor) -> float:
+    finite = values[values.isfinite()]
+    return (finite.mean() if len(finite) else values.nanmean()).item()
 
 
 def table(methods: dict[str, Any]) -> str:

@@ -6,32 +6,23 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from ..localization import SCORE_CHUNK, Score, difference
+from ..localization import Score, change_score
 
 PCA_CROPS = 2048
 COMPONENTS = 64
 
 
 def pca_score(crops: Tensor, kind: str, components: int = COMPONENTS) -> Score:
-    """`localization.difference` between tiles and their projection onto the principal components of training crops.
-
-    Args:
-        crops: [N, C, crop, crop] in [0, 1].
-        kind: of the difference.
-        components: how many, at most as many as there are crops.
+    """`localization.difference` between tiles and their projection onto the principal components of training ``crops``,
+    [N, C, crop, crop] in [0, 1]: the first ``components``, at most as many as there are crops.
     """
 
     @cache
-    def fitted() -> tuple[Tensor, Tensor]:
-        pca = PCA(min(components, len(crops)), svd_solver="randomized", random_state=0).fit(crops.flatten(1).cpu().numpy())
-        return torch.from_numpy(pca.mean_).to(crops), torch.from_numpy(pca.components_).to(crops)
+    def fitted() -> PCA:
+        return PCA(min(components, len(crops)), svd_solver="randomized", random_state=0).fit(crops.flatten(1).cpu().numpy())
 
-    def score(tiles: Tensor) -> Tensor:
-        mean, basis = fitted()
-        done = []
-        for part in tiles.split(SCORE_CHUNK):
-            picture = mean + (part.flatten(1) - mean) @ basis.T @ basis
-            done.append(difference(part, picture.view_as(part), kind))
-        return torch.cat(done)
+    def rebuilt(tiles: Tensor) -> Tensor:
+        flat = fitted().inverse_transform(fitted().transform(tiles.flatten(1).cpu().numpy()))
+        return torch.from_numpy(flat).to(tiles).view_as(tiles)
 
-    return score
+    return change_score(rebuilt, kind)

@@ -22,11 +22,11 @@ from ..cli.download import CATEGORIES as MVTEC_AD
 from ..cli.runner import find_notebook, run
 from ..config import RESULTS_DIR, Config, UserError, parse_settings
 from ..files import written_whole
-from ..metrics import METRICS, evaluate
+from ..metrics import METRICS
 from ..training import TRAINING_VERSION, checkpoint_path, find_or_train
 from ..workspace import OBJECTS, Request, Workspace
 from .cache import code_digest
-from .comparison import judge, own_maps, scores
+from .comparison import judge, own_metrics, scores
 
 Record = dict[str, Any]
 ASKED: Record = {"preset": "quick", "settings": "", "data_root": "", "device": "auto"}  # as in a notebook's parameters cell
@@ -93,8 +93,7 @@ def measure(point: Record, folder: Path) -> Record:
         made = json.loads((folder / "metrics.json").read_text())
         numbers |= {name: value for name, value in made.items() if isinstance(value, int | float)} | made.get("headline", {})
     else:
-        made = evaluate(own_maps(ws, ws.test.images), ws.test.gt_masks, ws.test.defects, bootstrap=0)
-        numbers |= {name: made[name] for name in METRICS}
+        numbers |= own_metrics(ws)
     numbers["seconds"] = time.perf_counter() - start
     methods = scores(ws) if point["opponents"] else {}
     for column, begins in OPPONENTS.items() if methods else ():

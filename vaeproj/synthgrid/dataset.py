@@ -1,12 +1,10 @@
-"""SynthGrid: seeded, rendered stand-ins for MVTec AD's grid (category `grid`) and bottle (`ring`), in the same layout on disk.
-
-Here the scenes and defects of `mesh.py` and `defects.py`, or of `ring.py`, become 8-bit images with exact masks, and a folder.
-"""
+"""SynthGrid: seeded, rendered stand-ins for MVTec AD's grid (category `grid`) and bottle (`ring`), in its layout on disk."""
 
 import json
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +18,16 @@ from tqdm import tqdm
 from ..config import UserError
 from ..files import written_whole
 from .defects import PAINTERS
-from .mesh import draw_mesh, radiance
+from .mesh import draw_mesh
 from .ring import RING_COUNTS, RING_PAINTERS, draw_ring
 
 VERSION = 1  # raise when pixel values change
 MARKER = "synthgrid.json"  # the settings of a set, in its folder
-DEFECTS = tuple(PAINTERS)
 COUNTS = {"train/good": 264, "test/good": 21}  # of MVTec AD's category grid
-COUNTS |= {f"test/{defect}": n for defect, n in zip(DEFECTS, (12, 12, 11, 11, 11), strict=True)}
+COUNTS |= {f"test/{defect}": n for defect, n in zip(PAINTERS, (12, 12, 11, 11, 11), strict=True)}
 CATEGORIES = {"grid": COUNTS, "ring": RING_COUNTS}
-PAINT: dict[str, Callable[..., np.ndarray]] = {**PAINTERS, **RING_PAINTERS}  # no two defects have one name
+DRAW: dict[str, Callable[..., tuple[Any, np.ndarray]]] = {"grid": draw_mesh, "ring": draw_ring}
+PAINT: dict[str, Callable[..., np.ndarray]] = PAINTERS | RING_PAINTERS  # no two defects have one name
 
 
 @dataclass(frozen=True)
@@ -58,24 +56,16 @@ def render(kind: str, index: int, *, category: str = "grid", seed: int = 0, size
         raise ValueError(f"no such images in SynthGrid: {category}/{split}/{kind}")
     if min(seed, index) < 0 or size < 64:
         raise ValueError(f"need seed >= 0, index >= 0, size >= 64; got {seed}, {index}, {size}")
-    sequence = np.random.SeedSequence([seed, *f"{split}/{kind}".encode(), index])
-    scene_rng, noise_rng, defect_rng = (np.random.default_rng(s) for s in sequence.spawn(3))
-    if category == "grid":
-        places: Any = draw_mesh(scene_rng, size)
-        intact = radiance(places)
-    else:
-        places, intact = draw_ring(scene_rng, size)
+    scene_rng, noise_rng, defect_rng = np.random.default_rng([seed, *f"{split}/{kind}".encode(), index]).spawn(3)
+    places, intact = DRAW[category](scene_rng, size)
     noise = noise_rng.uniform(0.3, 0.9) * noise_rng.standard_normal(intact.shape, dtype=np.float32)
     clean = _expose(intact + noise)
-    inside = np.zeros((size, size), dtype=bool)
-    if kind == "good":
-        return Scene(clean, inside.astype(np.uint8), clean)
-    while not inside.any():  # a defect may miss the visible metal: draw again
+    image, inside = clean.copy(), np.zeros((size, size), dtype=bool)
+    while kind != "good" and not inside.any():  # a defect may miss the visible metal: draw again
         damaged = PAINT[kind](places, defect_rng, intact.copy())
         changed = (np.abs(damaged - intact).reshape(size, size, -1).max(-1) > 4).astype(np.float32)
         inside = gaussian_filter(changed, 0.004 * size) > 0.12  # with a margin, as annotators draw
-    image = clean.copy()
-    image[inside] = _expose(damaged + noise)[inside]
+        image[inside] = _expose(damaged + noise)[inside]
     return Scene(image, inside.astype(np.uint8) * 255, clean)
 
 
@@ -85,9 +75,8 @@ def _expose(grey: np.ndarray) -> np.ndarray:
 
 
 def write_synthgrid(
-    root: Path, category: str = "grid", *, seed: int = 0, size: int = 1024, counts: Mapping[str, int] | None = None,
-    progress: bool = True, workers: int = 0,
-) -> Path:  # fmt: skip
+    root: Path, category: str = "grid", *, seed: int = 0, size: int = 1024, counts: Mapping[str, int] | None = None
+) -> Path:
     """Render a category of SynthGrid into its folder in `root`, in MVTec AD's layout, whole or not at all; returns that folder.
 
     Beside MVTec AD's folders there is `clean/<defect>/NNN.png`, each defective scene without its defect. A second process
@@ -97,8 +86,6 @@ def write_synthgrid(
         root: folder of category folders; made if missing. If the category's holds this very set already, nothing is done.
         seed, size: as for `render`.
         counts: images per "train/good", "test/good", "test/<defect>"; missing keys mean 0; None: as in `CATEGORIES`.
-        progress: show a progress bar.
-        workers: threads (numpy and the PNG writer release the interpreter lock); 0: all cores, at most 8.
 
     Raises:
         UserError: there is no such category, or its folder holds anything else. Nothing is touched.
@@ -116,13 +103,15 @@ def write_synthgrid(
         return target
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".synthgrid.lock"):  # freed when the process ends, however it ends
-        if _is_complete(target, settings):  # another process has just made it
-            return target
-        with written_whole(target) as staged:
-            staged.mkdir()
-            _render_all(staged, category, settings, progress, workers)
-            (staged / MARKER).write_text(json.dumps(settings, indent=2) + "\n")
-            _is_complete(target, settings)  # rendering takes minutes: refuse what somebody else put there meanwhile
+        if not _is_complete(target, settings):  # nor has another process just made it
+            jobs = [(name, index) for name, n in counts.items() for index in range(n)]
+            with written_whole(target) as staged, ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+                staged.mkdir()
+                # numpy and PIL release the interpreter lock; at an error or interrupt no thread begins another scene
+                done = pool.map(lambda job: _write_scene(staged, category, seed, size, *job), jobs)
+                list(tqdm(done, total=len(jobs), desc="SynthGrid", unit="image"))
+                (staged / MARKER).write_text(json.dumps(settings, indent=2) + "\n")
+                _is_complete(target, settings)  # rendering takes minutes: refuse what somebody else put there meanwhile
     return target
 
 
@@ -130,28 +119,16 @@ def _is_complete(target: Path, settings: dict[str, Any]) -> bool:
     """Whether the folder is the set asked for; False if there is nothing, UserError if there is something else."""
     if not os.path.lexists(target):
         return False
-    try:
+    found = None
+    with suppress(OSError, ValueError):
         found = json.loads((target / MARKER).read_text())
-    except (OSError, ValueError):
-        found = None
     if found != settings:
         what = "a SynthGrid of other settings" if found else "something that is not SynthGrid"
         raise UserError(f"{target} already holds {what}: move it away or choose another data root (nothing changed).")
     return True
 
 
-def _render_all(folder: Path, category: str, settings: dict[str, Any], progress: bool, workers: int) -> None:
-    """Write every scene of the set; at an error or interrupt, return only when no thread writes any more."""
-    jobs = [(name, index) for name, n in settings["counts"].items() for index in range(n)]
-    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))
-    try:
-        done = pool.map(lambda job: _write_scene(folder, category, job[0], job[1], settings["seed"], settings["size"]), jobs)
-        list(tqdm(done, total=len(jobs), desc="SynthGrid", unit="image", disable=not progress))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _write_scene(folder: Path, category: str, name: str, index: int, seed: int, size: int) -> None:
+def _write_scene(folder: Path, category: str, seed: int, size: int, name: str, index: int) -> None:
     """Write image `index` of `name` ("<split>/<kind>"), with mask and clean twin where it has a defect."""
     split, kind = name.split("/")
     scene = render(kind, index, category=category, seed=seed, size=size, split=split)

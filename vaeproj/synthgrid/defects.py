@@ -23,11 +23,10 @@ def bent(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray:
     for cut in _cuts(mesh, rng, [0.4, 0.4, 0.2], (0.16, 0.26)):
         ends = _on_strand(mesh, cut, np.array([-1, 1]) * (cut.half_length + 0.04))
         chord = ends[1] - ends[0]
-        side = np.array([-chord[1], chord[0]]) * rng.choice([-1, 1]) * rng.uniform(0.2, 0.5)
-        steps, sway = np.array([[0, 0.12, 0.3, 0.55, 0.45, 0.7, 0.88, 1], [0, 0, 0.7, 0.9, -0.9, -0.7, 0, 0]])
-        steps[2:6] += rng.normal(0, 0.05, 4)
-        sway[2:6] += rng.normal(0, 0.3, 4)
-        wires[cut] = [_curve(ends[0] + steps[:, None] * chord + sway[:, None] * side)]
+        side = chord[::-1] * (-1, 1) * rng.choice([-1, 1]) * rng.uniform(0.2, 0.5)
+        bends = np.array([[0, 0.12, 0.3, 0.55, 0.45, 0.7, 0.88, 1], [0, 0, 0.7, 0.9, -0.9, -0.7, 0, 0]])  # along, aside
+        bends[:, 2:6] += rng.normal(0, [[0.05], [0.3]], (2, 4))
+        wires[cut] = [_curve(ends[0] + np.outer(bends[0], chord) + np.outer(bends[1], side))]
     return _rewire(mesh, rng, wires, width=(0.6, 0.85), tone=(75, 100), gloss=(20, 90))
 
 
@@ -40,9 +39,8 @@ def broken(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray
             path = list(_on_strand(mesh, cut, sign * np.array([cut.half_length + 0.06, cut.half_length])))
             step = (path[1] - path[0]) * rng.uniform(0.5, 1.3)
             turn = rng.normal(0, 0.8)
-            cos, sin = math.cos(turn), math.sin(turn)
             for _ in range(rng.integers(1, 4)):
-                step = np.array([cos * step[0] - sin * step[1], sin * step[0] + cos * step[1]])
+                step = math.cos(turn) * step + math.sin(turn) * step[::-1] * (-1, 1)  # turned
                 path.append(path[-1] + step)
             wires[cut].append(_curve(np.array(path)))
     return _rewire(mesh, rng, wires, width=(0.55, 0.9), tone=(70, 95), gloss=(10, 90))
@@ -51,14 +49,18 @@ def broken(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray
 def glue(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray:
     """A clear drop: it bends what is behind it, darkens at its outline and carries soft highlights."""
     size = len(grey)
-    radius = rng.uniform(0.026, 0.045)
-    strength = rng.uniform(0.5, 1.0)
-    x, y, r = _blob(rng, size, radius)
-    rows, columns = np.nonzero(r < 1.3)
-    x, y, r = (a[rows, columns] for a in (x, y, r))
-    pull = rng.normal(0, 0.5, 2)
+    radius, strength = rng.uniform(0.026, 0.045), rng.uniform(0.5, 1.0)
+    x, y = np.meshgrid(*(((np.arange(size) + 0.5) / size - rng.uniform(0.08, 0.92, (2, 1))) / radius))
+    turn, stretch = rng.uniform(0, math.pi), rng.uniform(1, 1.35)
+    x, y = (x * math.cos(turn) + y * math.sin(turn)) / stretch, (y * math.cos(turn) - x * math.sin(turn)) * stretch
+    r2 = np.maximum(x * x + y * y, 1e-9)
+    cos2, sin2 = (x * x - y * y) / r2, 2 * x * y / r2
+    lobes = 1 + rng.normal(0, 0.10) * cos2 + rng.normal(0, 0.10) * sin2 + rng.normal(0, 0.07) * (cos2**2 - sin2**2)
+    r = np.sqrt(r2) / lobes  # 1 on the outline of the drop
+    near = np.nonzero(r < 1.3)
+    x, y, r = x[near], y[near], r[near]
     shift = radius * size * (0.45 * strength * (1 - np.clip(r, 0, 1) ** 2))  # most where the drop is thickest
-    behind = map_coordinates(grey, [rows + shift * pull[0], columns + shift * pull[1]], order=1, mode="nearest")
+    behind = map_coordinates(grey, near + np.outer(rng.normal(0, 0.5, 2), shift), order=1, mode="nearest")
     drop = behind + strength * (rng.uniform(5, 30) - 0.45 * (behind - behind.mean()))
     drop -= strength * rng.uniform(60, 100) * np.exp(-(((r - 0.9) / 0.14) ** 2)) * (0.7 + 0.3 * np.clip(y + x, -1, 1))
     for _ in range(rng.integers(2, 5)):
@@ -66,22 +68,20 @@ def glue(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray:
         wide, thin = rng.uniform(0.10, 0.35), rng.uniform(0.05, 0.12)
         drop += strength * rng.uniform(30, 110) * np.exp(-(((x - spot[0]) / wide) ** 2) - ((y - spot[1]) / thin) ** 2)
     inside = np.clip(0.5 + (1 - r) * radius / (2 * mesh.softness), 0, 1)
-    grey[rows, columns] += (inside * (drop - grey[rows, columns])).astype(np.float32)
+    grey[near] += (inside * (drop - grey[near])).astype(np.float32)
     return grey
 
 
 def metal_contamination(mesh: Mesh, rng: np.random.Generator, grey: np.ndarray) -> np.ndarray:
     """A curled shaving about one cell in size: bright flank, dark flank, shadow beneath."""
-    centre = rng.uniform(0.08, 0.92, 2)
-    radius = rng.uniform(0.014, 0.030)
+    centre, radius = rng.uniform(0.08, 0.92, 2), rng.uniform(0.014, 0.030)
     angles = rng.uniform(0, 2 * math.pi) + np.linspace(0, rng.uniform(1.8, 4.6), 7)
-    spiral = radius * np.linspace(1, rng.uniform(0.5, 1.1), 7)
-    arc = _curve(centre + spiral[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=-1))
+    spiral = radius * np.linspace(1, rng.uniform(0.5, 1.1), 7) * [np.cos(angles), np.sin(angles)]
+    arc = _curve(centre + spiral.T)
     half_width = rng.uniform(0.006, 0.012)
-    shadow, edge = arc - 0.006 * mesh.lamp, arc[20:70] + 0.5 * half_width * mesh.lamp
-    _stroke(grey, mesh, shadow, 1.25 * half_width, mesh.edge_grey - 12, 0, rng.uniform(0.5, 0.9))
+    _stroke(grey, mesh, arc - 0.006 * mesh.lamp, 1.25 * half_width, mesh.edge_grey - 12, 0, rng.uniform(0.5, 0.9))  # shadow
     _stroke(grey, mesh, arc, half_width, rng.uniform(55, 110), rng.uniform(70, 170), 1)
-    _stroke(grey, mesh, edge, 0.25 * half_width, rng.uniform(150, 235), 0, 1)
+    _stroke(grey, mesh, arc[20:70] + 0.5 * half_width * mesh.lamp, 0.25 * half_width, rng.uniform(150, 235), 0, 1)  # lit edge
     return grey
 
 
@@ -126,10 +126,9 @@ def _on_strand(mesh: Mesh, cut: Cut, waves: np.ndarray) -> np.ndarray:
     inverse = np.linalg.inv(np.stack([right - origin, down - origin], axis=-1))
     place = (target - origin) @ inverse.T
     for _ in range(4):  # the map is almost affine: a few secant steps suffice
-        if place.min() < 0 or place.max() > 1:  # outside the image it is not known any better
-            break
-        there = np.stack([map_coordinates(f, place.T[::-1] * last, order=1) for f in (mesh.u, mesh.v)], axis=-1)
-        place = place + (target - there) @ inverse.T
+        if place.min() >= 0 and place.max() <= 1:  # outside the image it is not known any better
+            there = np.stack([map_coordinates(f, place.T[::-1] * last, order=1) for f in (mesh.u, mesh.v)], axis=-1)
+            place = place + (target - there) @ inverse.T
     return place
 
 
@@ -143,9 +142,8 @@ def _curve(points: np.ndarray, samples: int = 96) -> np.ndarray:
 def _rewire(mesh: Mesh, rng: np.random.Generator, wires: Wires, width: Range, tone: Range, gloss: Range) -> np.ndarray:
     """Radiance with pieces of strands replaced by wires; width in strands, tone and gloss in grey levels."""
     grey = radiance(mesh, list(wires))
-    for curves in wires.values():
-        for curve in curves:
-            _stroke(grey, mesh, curve, HALF_WIDTH * rng.uniform(*width), rng.uniform(*tone), rng.uniform(*gloss), 1)
+    for curve in np.concatenate(list(wires.values())):
+        _stroke(grey, mesh, curve, HALF_WIDTH * rng.uniform(*width), rng.uniform(*tone), rng.uniform(*gloss), 1)
     return grey
 
 
@@ -157,8 +155,7 @@ def _stroke(grey: np.ndarray, mesh: Mesh, curve: np.ndarray, radius: float, tone
     window = grey[top:bottom, left:right]
     pixels = np.mgrid[left:right, top:bottom].T / size + 0.5 / size  # [bottom - top, right - left, 2]
     distance, nearest = cKDTree(curve).query(pixels)
-    tangent = np.gradient(curve, axis=0)
-    normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=-1)
+    normal = np.gradient(curve, axis=0)[:, ::-1] * (-1, 1)
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
     s = np.clip(((pixels - curve[nearest]) * normal[nearest]).sum(-1) / radius, -1, 1)
     lit = (normal @ mesh.lamp)[nearest]
@@ -166,19 +163,6 @@ def _stroke(grey: np.ndarray, mesh: Mesh, curve: np.ndarray, radius: float, tone
     metal = metal + gloss * np.exp(-(((s - 0.45 * lit) / 0.28) ** 2)) * np.abs(lit)
     alpha = opacity * np.clip(0.5 + (radius - distance) / mesh.softness, 0, 1)
     window += (alpha * (metal - window)).astype(np.float32)
-
-
-def _blob(rng: np.random.Generator, size: int, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Polar coordinates of a lobed blob: x, y in radii, and r, 1 on its outline; each [size, size]."""
-    centre = rng.uniform(0.08, 0.92, 2)
-    axis = (np.arange(size) + 0.5) / size
-    x, y = (axis[None, :] - centre[0]) / radius, (axis[:, None] - centre[1]) / radius
-    turn, stretch = rng.uniform(0, math.pi), rng.uniform(1, 1.35)
-    x, y = (x * math.cos(turn) + y * math.sin(turn)) / stretch, (y * math.cos(turn) - x * math.sin(turn)) * stretch
-    r2 = np.maximum(x * x + y * y, 1e-9)
-    cos2, sin2 = (x * x - y * y) / r2, 2 * x * y / r2
-    lobes = 1 + rng.normal(0, 0.10) * cos2 + rng.normal(0, 0.10) * sin2 + rng.normal(0, 0.07) * (cos2**2 - sin2**2)
-    return x, y, np.sqrt(r2) / lobes
 
 
 def _fibre(density: np.ndarray, rng: np.random.Generator, at: np.ndarray, heading: float, length: float, bend: float) -> None:

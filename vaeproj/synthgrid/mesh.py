@@ -3,7 +3,7 @@
 Wavy strands run along the lattice coordinate `u` and are stacked along `v`, neighbours in antiphase: crest meets trough
 and lens-shaped openings remain. One strand is shaded once into a small table; each pixel looks up the two strands around
 it. Lengths are fractions of the image side, grey levels lie in 0..255. Full-size arithmetic is float32, made of IEEE-exact
-operations and table look-ups: pixel values do not depend on the number of workers.
+operations and table look-ups: pixel values do not depend on the number of threads.
 """
 
 import math
@@ -47,10 +47,10 @@ class Cut:
     half_length: float  # in waves
 
 
-def draw_mesh(rng: np.random.Generator, size: int) -> Mesh:
-    """Draw geometry, lighting and texture of one scene."""
-    axis = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
-    x, y = axis[None, :], axis[:, None]
+def draw_mesh(rng: np.random.Generator, size: int) -> tuple[Mesh, np.ndarray]:
+    """Draw geometry, lighting and texture of one scene; also returns its radiance."""
+    x = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
+    y = x[:, None]
     turn = rng.uniform(0, math.pi)
     cos, sin = math.cos(turn), math.sin(turn)  # the lattice: turned, tilted, a little wavy
     scale = rng.uniform(0.945, 1.025)
@@ -68,14 +68,20 @@ def draw_mesh(rng: np.random.Generator, size: int) -> Mesh:
     light = 1 + slope[0] * x + slope[1] * y - rng.uniform(0, 0.18) * (x * x + y * y)
     mottle = sum(_field(rng, cells, size, 0.013 + 0.013 * gloss, rng.uniform(1, 2.5)) for cells in (28, 64, 150))
     background = (156 + 88 * gloss + rng.normal(0, 4)) * light * (1 + mottle)
-    for _ in range(rng.poisson(2)):  # dust is normal
-        _dust(background, rng)
+    for _ in range(rng.poisson(2)):  # dust is normal: dark specks of a few pixels
+        row, column = rng.integers(0, size, 2)
+        radius = rng.uniform(0.0015, 0.003) * size
+        reach = int(3 * radius) + 1
+        rows, columns = np.ix_(*[np.arange(max(at - reach, 0), min(at + reach, size)) for at in (row, column)])
+        distance = ((rows - row) ** 2 + (columns - column) ** 2) / radius**2
+        background[rows, columns] *= (1 - rng.uniform(0.1, 0.35) / (1 + distance**2)).astype(np.float32)
     edge_grey = rng.uniform(45, 56) - 6 * gloss
     grain = _field(rng, 200, size, 1)
     strand = _strand(rng, turn, lamp, edge_grey, gloss)
     offsets = rng.normal(0, 0.012, 64).astype(np.float32)
     web = rng.uniform(0.004, 0.008)
-    return Mesh(u, v, background, light, grain, strand, offsets, web, edge_grey, lamp, softness=max(0.0055, 1.2 / size))
+    mesh = Mesh(u, v, background, light, grain, strand, offsets, web, edge_grey, lamp, softness=max(0.0055, 1.2 / size))
+    return mesh, radiance(mesh)
 
 
 def _field(rng: np.random.Generator, cells: int, size: int, std: float, stretch: float = 1) -> np.ndarray:
@@ -90,23 +96,9 @@ def _field(rng: np.random.Generator, cells: int, size: int, std: float, stretch:
 def _spline(cells: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """First of the four knots around each pixel [size], and their weights [4, size], scaled to unit variance."""
     place = np.arange(size) * (cells / size)
-    knot = place.astype(int)
-    t = place - knot
+    t = place % 1
     weights = np.array([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
-    return knot, (weights / np.sqrt((weights**2).sum(0))).astype(np.float32)
-
-
-def _dust(background: np.ndarray, rng: np.random.Generator) -> None:
-    """Darken one speck of a few pixels."""
-    size = len(background)
-    row, column = rng.integers(0, size, 2)
-    radius = rng.uniform(0.0015, 0.003) * size
-    reach = int(3 * radius) + 1
-    top, left = max(row - reach, 0), max(column - reach, 0)
-    window = background[top : row + reach, left : column + reach]
-    y, x = np.ogrid[: window.shape[0], : window.shape[1]]
-    distance = ((y + top - row) ** 2 + (x + left - column) ** 2) / radius**2
-    window *= (1 - rng.uniform(0.1, 0.35) / (1 + distance**2)).astype(np.float32)
+    return place.astype(int), (weights / np.sqrt((weights**2).sum(0))).astype(np.float32)
 
 
 def wave(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,14 +135,12 @@ def _strand(rng: np.random.Generator, turn: float, lamp: np.ndarray, dark: float
 
     # A flat face, flanks that fall off to grey `dark`, a bright rim.
     steep = np.maximum(smooth_step(np.abs(flank), 0.5, 1.35), smooth_step(np.abs(s), 0.5, 1.1)) * np.sign(flank)
-    face_grey = rng.uniform(90, 108) - 18 * gloss
-    grey = face_grey * (1 + rng.uniform(0.10, 0.35) * np.clip(flank, -1, 1) * lit)
+    grey = (rng.uniform(90, 108) - 18 * gloss) * (1 + rng.uniform(0.10, 0.35) * np.clip(flank, -1, 1) * lit)
     grey = grey * (1 + rng.uniform(0, 0.15) * lit + rng.normal(0, 0.06) * crest)
     grey = grey + (dark - grey) * np.abs(steep)
     grey = grey + rng.uniform(4, 22) * np.maximum(steep * lit, 0)
     rim = np.exp(-(((flank - np.sign(lit) * 0.85) / rng.uniform(0.2, 0.35)) ** 2))
-    rim_grey = rng.uniform(5, 25) + 25 * gloss
-    grey = grey + rim_grey * rim * smooth_step(np.abs(lit), 0.2, 1.0) * (0.4 + 0.6 * np.abs(crest))
+    grey = grey + (rng.uniform(5, 25) + 25 * gloss) * rim * smooth_step(np.abs(lit), 0.2, 1.0) * (0.4 + 0.6 * np.abs(crest))
     contact = smooth_step(s * np.sign(crest), 0.35, 1.0) * smooth_step(np.abs(crest), 0.55, 0.95)
     grey = grey + (dark - grey) * contact  # a dark line where strands meet
     worn = smooth_step(crest * rng.choice([-1, 1]), 0.5, 1)  # rough where the sheet was sheared
@@ -167,30 +157,21 @@ def _strand(rng: np.random.Generator, turn: float, lamp: np.ndarray, dark: float
 def radiance(mesh: Mesh, cuts: Sequence[Cut] = ()) -> np.ndarray:
     """Noise-free grey levels of the scene, float32 [size, size], with the cut pieces of strands missing."""
     row = np.floor(mesh.v)
-    fraction = mesh.v - row
-    row = row.astype(np.int32)
-    lower = _look_up(mesh, row, fraction, cuts)
-    upper = _look_up(mesh, row + 1, fraction - 1, cuts)
-    gap = np.maximum(lower[0], 0) + np.maximum(upper[0], 0)
-    grey = mesh.background * lower[2] * upper[2]
-    sharpness = 1 / mesh.softness
-    grey += np.clip((mesh.web - gap) * sharpness * 0.5, 0, 1) * (mesh.edge_grey - grey)
-    for outside, metal, _ in (lower, upper):
-        grey += np.clip(0.5 - outside * sharpness, 0, 1) * (metal - grey)
-    return grey
-
-
-def _look_up(mesh: Mesh, strand: np.ndarray, q: np.ndarray, cuts: Sequence[Cut]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """At each pixel: distance outside the given strand, its grey level, the share of light it lets pass."""
-    odd = (strand & 1).astype(np.float32)
-    along = ((mesh.u + 0.5 * odd) * TABLE).astype(np.int32) & (TABLE - 1)
-    across = ((q - mesh.offsets[strand & 63] + 1) * (TABLE / 2)).astype(np.int32)
-    found = mesh.strand.reshape(-1, 4)[along * TABLE + np.clip(across, 0, TABLE - 1)]
-    outside, passed = found[..., 0], found[..., 3]
-    grey = (found[..., 1] + found[..., 2] * mesh.grain) * mesh.light
+    strand = np.stack([row, row + 1]).astype(np.int32)  # the two around each pixel: [2, size, size], as what follows
+    along = ((mesh.u + 0.5 * (strand & 1).astype(np.float32)) * TABLE).astype(np.int32) & (TABLE - 1)
+    across = np.stack([mesh.v - row, mesh.v - row - 1]) - mesh.offsets[strand & 63]
+    across = np.clip(((across + 1) * (TABLE / 2)).astype(np.int32), 0, TABLE - 1)
+    outside, metal, sparkle, passed = np.moveaxis(mesh.strand[along, across], -1, 0)
+    metal = (metal + sparkle * mesh.grain) * mesh.light
     for cut in cuts:
         missing = (cut.half_length - np.abs(mesh.u - cut.centre)) * PERIOD
         here = (strand == cut.strand) & (missing > 0)
         outside = np.where(here, np.maximum(outside, missing), outside)
         passed = np.where(here, passed + np.minimum(missing * 100, 1) * (np.maximum(passed, 0.95) - passed), passed)
-    return outside, grey, passed
+    gap = np.maximum(outside, 0).sum(0)
+    grey = mesh.background * passed[0] * passed[1]
+    sharpness = 1 / mesh.softness
+    grey += np.clip((mesh.web - gap) * sharpness * 0.5, 0, 1) * (mesh.edge_grey - grey)
+    for i in range(2):
+        grey += np.clip(0.5 - outside[i] * sharpness, 0, 1) * (metal[i] - grey)
+    return grey
