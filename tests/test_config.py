@@ -118,7 +118,7 @@ def test_a_stride_as_wide_as_the_crop_and_a_crop_as_wide_as_the_image_fit():
         ("alpha=0.2,iterations=50", {"alpha": 0.2, "iterations": 50}),
         ("  alpha=2e-1 ,  rotation=False  ", {"alpha": 0.2, "rotation": False}),
         ("flip=TRUE descent=paper widths=16-32 seed=7", {"flip": True, "descent": "paper", "widths": "16-32", "seed": 7}),
-        ("alpha=1 alpha=2", {"alpha": 2}),
+        ("alpha=1 alpha=2", {"alpha": 2.0}),
     ],
 )
 def test_settings_are_read(settings, expected):

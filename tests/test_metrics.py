@@ -9,6 +9,7 @@ from pyaupro import PerRegionOverlap, auc_compute
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
+from vaeproj import metrics
 from vaeproj.metrics import error_power, evaluate, f1_at, image_auroc, power_spectrum, psnr, rank_pixels, region_weights
 
 
@@ -156,10 +157,11 @@ def test_a_defects_figures_are_those_of_its_images_and_the_good_ones(seed, level
 
 @pytest.mark.parametrize(("bins", "tolerance"), [(4096, 1e-6), (100, 0.05)])
 @pytest.mark.parametrize("levels", [0, 20])
-def test_standard_errors_are_those_of_resampled_images(bins, tolerance, levels):
+def test_standard_errors_are_those_of_resampled_images(bins, tolerance, levels, monkeypatch):
+    monkeypatch.setattr(metrics, "BINS", bins)
     maps, masks, defects = scene(4, levels, shape=(9, 11))
     labels = np.array(defects) != "good"
-    result = evaluate(maps, masks, defects, bootstrap=40, seed=7, bins=bins)
+    result = evaluate(maps, masks, defects, bootstrap=40, seed=7)
     assert result["pixel_AUROC"] == evaluate(maps, masks, defects, bootstrap=0)["pixel_AUROC"]
     rng, samples = np.random.default_rng(7), []
     for _ in range(40):  # defective images among themselves, then good ones

@@ -40,12 +40,6 @@ def test_a_network_has_the_widths_it_is_asked_for():
     assert made == [*down, (20,), (20,), (7 * 2 * 2,), *down[-2::-1], (3, 32, 32)]
 
 
-@pytest.mark.parametrize(("crop", "widths"), [(20, (32, 64, 128)), (24, (4, 4, 4, 4)), (0, (4, 4))])
-def test_a_crop_that_cannot_be_halved_for_each_width_is_refused(refuses, crop, widths):
-    with refuses(f"crop_size = {crop}", f"multiple of {2 ** len(widths)}"):
-        VAE(8, crop, widths=widths)
-
-
 def reference(vae: VAE, z: torch.Tensor) -> torch.Tensor:
     """The decoder of the article in eval mode, layer by layer and in float64, written from its description."""
     w = {name: value.double() for name, value in vae.decoder.state_dict().items()}

@@ -15,9 +15,20 @@ from nbconvert import HTMLExporter
 
 from vaeproj.cli.commands import parser
 from vaeproj.config import PRESETS, Config, UserError
-from vaeproj.panel.explorer import Explorer, Setting, idle
 from vaeproj.panel.sheet import AXES, BAR, CORNERS, FLOOR, MAGMA, THUMBNAIL, TILE, WIDTH, Sheet, jpeg, thumbnail
-from vaeproj.panel.widgets import KNOBS, LADDERS, PAUSE, STATIC, Panel, control, explore, somebody_there
+from vaeproj.panel.widgets import (
+    KNOBS,
+    LADDERS,
+    PAUSE,
+    STATIC,
+    Explorer,
+    Panel,
+    Setting,
+    control,
+    explore,
+    idle,
+    somebody_there,
+)
 from vaeproj.projection import State, trajectory
 from vaeproj.workspace import Request, Workspace
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vaeproj.localization import difference
-from vaeproj.studies.pca import COMPONENTS, PCA_CROPS, pca_score
+from vaeproj.studies.comparison import COMPONENTS, PCA_CROPS, pca_score
 
 SHAPE = (2, 6, 6)  # of a crop, 72 values
 

@@ -110,19 +110,24 @@ def watched(until: int | None = None) -> Iterator[list[tuple[torch.Tensor, torch
         handle.remove()
 
 
-OFTEN = {"look_every": 3, "save_every": -1.0, "progress": False}
+@pytest.fixture
+def often(monkeypatch):
+    """Every third step is saved."""
+    monkeypatch.setattr(training, "LOOK_EVERY", 3)
+    monkeypatch.setattr(training, "SAVE_EVERY", -1.0)
 
 
 @pytest.mark.parametrize("length", [{"steps": 11}, {"steps": 0, "epochs": 5}])  # 10 images, batches of 8 and 2
 @pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
+@pytest.mark.usefixtures("often")
 def test_a_killed_run_goes_on_to_the_same_bits(images, tmp_path, length, schedule):
     config, partial = toy(schedule=schedule, **length), tmp_path / "run.partial"
     expected = fit(images, config, progress=False)
     for _ in range(2):  # killed twice: after the first save, and after the first from there on
         with watched(until=4), pytest.raises(Killed):
-            fit(images, config, partial=partial, **OFTEN)
+            fit(images, config, partial=partial, progress=False)
     with watched() as calls:
-        assert_same_bits(fit(images, config, partial=partial, **OFTEN), expected)
+        assert_same_bits(fit(images, config, partial=partial, progress=False), expected)
     assert len(calls) == len(expected[1]["history"]) - 6  # it went on, it did not begin again
 
 
@@ -301,11 +306,12 @@ def test_a_checkpoint_says_what_made_it(images, tmp_path):
     assert len(made["weights"]) == 64 != made["weights"] != other["weights"]
 
 
+@pytest.mark.usefixtures("often")
 def test_a_run_killed_on_the_way_to_its_checkpoint_goes_on(images, tmp_path):
     config = toy()
     expected = fit(images, config, progress=False)
     with watched(until=7), pytest.raises(Killed):
-        find_or_train(images, config, "digest", folder=tmp_path, **OFTEN)
+        find_or_train(images, config, "digest", folder=tmp_path, progress=False)
     assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
     with watched() as calls:
         path = find_or_train(images, config, "digest", folder=tmp_path, progress=False)
@@ -341,13 +347,14 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 @needs_gpu
 @pytest.mark.parametrize("length", [{"steps": 11}, {"steps": 0, "epochs": 5}])
+@pytest.mark.usefixtures("often")
 def test_on_a_gpu_too_the_seed_decides_every_bit_and_a_killed_run_goes_on(images, tmp_path, length):
     config, partial = toy(**length), tmp_path / "run.partial"
     on_gpu = images.to(set_up_device("cuda"))
     expected = fit(on_gpu, config, progress=False)
     assert_same_bits(fit(on_gpu, config, progress=False), expected)
-    fit(on_gpu, config, partial=partial, **OFTEN)  # leaves its last save: a run that goes on from there
-    assert_same_bits(fit(on_gpu, config, partial=partial, **OFTEN), expected)
+    fit(on_gpu, config, partial=partial, progress=False)  # leaves its last save: a run that goes on from there
+    assert_same_bits(fit(on_gpu, config, partial=partial, progress=False), expected)
 
 
 @needs_gpu

@@ -20,15 +20,10 @@ FONT = ImageFont.truetype(str(SANS), 22)  # read at half its size, too
 
 
 def save_animation(frames: np.ndarray, picture: np.ndarray, stem: Path, truth: np.ndarray | None = None) -> list[Path]:
-    """The projection under way as GIF, WebP and an HTML player, beside f(x_0), the change so far and the clean truth.
+    """The projection under way as GIF, WebP and an HTML player, ``stem`` with three endings, which are returned.
 
-    The loop begins with its end, x_T: a viewer that does not play it shows the result. The change has one scale throughout.
-
-    Args:
-        frames: x_0 ... x_T, [T + 1, C, c, c] in [0, 1], T > 0.
-        picture: f(x_0), [C, c, c].
-        stem: path without ending of the three files, which are returned.
-        truth: the scene without its defect, [C, c, c]; None where nobody knows it.
+    ``frames`` x_0 ... x_T, [T + 1, C, c, c] in [0, 1], T > 0; ``picture`` f(x_0) and ``truth``, the scene without its defect if
+    somebody knows it, [C, c, c]. The loop begins with its end, x_T: a viewer that does not play it shows the result.
     """
     # Every iteration of a short descent; of a long one the early ones, where most of it happens, more densely.
     spaced = np.unique(np.geomspace(1, len(frames), MOST_FRAMES).round().astype(int) - 1)

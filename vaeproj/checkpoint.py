@@ -27,10 +27,8 @@ def write(path: Path, tensors: dict[str, Tensor], made: dict[str, Any]) -> None:
 
 
 def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write` wrote: the tensors whose names start with ``prefix``, and what made them.
-
-    Raises:
-        UserError: a file that cannot be read or was cut short.
+    """What `write` wrote: the tensors whose names start with ``prefix``, and what made them. A
+    `UserError` for a file that cannot be read or was cut short.
     """
     try:
         with safe_open(path, "pt") as file:

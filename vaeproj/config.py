@@ -28,14 +28,11 @@ def _param(default: Any, group: str, text: str, span: tuple[float, float] | tupl
 
 @dataclass(frozen=True)
 class Config:
-    """The hyper-parameters of one run; the defaults are preset ``quick``.
+    """The hyper-parameters of one run; the defaults are preset ``quick``. A `UserError` for a value of another type than
+    the field's, outside its range, or not among its choices.
 
-    Example:
-        >>> Config(alpha=0.2).iterations
-        16
-
-    Raises:
-        UserError: a value of the wrong type, outside its range, or not among its choices.
+    >>> Config(alpha=0.2).iterations
+    16
     """
 
     image_size: int = _param(512, "data", "side of the resized image, pixels", (16, 4096), "article")
@@ -118,10 +115,8 @@ class Config:
 
     @classmethod
     def from_preset(cls, preset: str, settings: str = "") -> Self:
-        """A preset with ``settings``, such as ``"alpha=0.2 iterations=50"``, laid over it.
-
-        Raises:
-            UserError: no such preset or field, or a value that does not fit.
+        """A preset with ``settings``, such as ``"alpha=0.2 iterations=50"``, laid over it; a `UserError` for no such preset
+        or field, or a value that does not fit.
         """
         if preset not in PRESETS:
             raise UserError(f"There is no preset '{preset}'; choose one of {', '.join(PRESETS)}.")
@@ -146,25 +141,18 @@ class Config:
 
 def parse_settings(settings: str) -> dict[str, Any]:
     """``"alpha=0.2 rotation=false"`` as ``{"alpha": 0.2, "rotation": False}``; a `UserError` for what is no NAME=VALUE."""
-    names = [f.name for f in dataclasses.fields(Config)]
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in dataclasses.fields(Config)}
     values: dict[str, Any] = {}
     for item in settings.replace(",", " ").split():
         name, equals, text = item.partition("=")
         if not equals or not text:
             raise UserError(f"'{item}' is not of the form NAME=VALUE, such as alpha=0.2.")
-        if name not in names:
-            raise UserError(f"There is no hyper-parameter '{name}'; the names are {', '.join(names)}.")
-        values[name] = _parse_value(text)
+        if name not in kinds:
+            raise UserError(f"There is no hyper-parameter '{name}'; the names are {', '.join(kinds)}.")
+        values[name] = text
+        with suppress(KeyError, ValueError):  # what does not fit is for `Config` to tell
+            values[name] = {"true": True, "false": False}[text.lower()] if kinds[name] is bool else kinds[name](text)
     return values
-
-
-def _parse_value(text: str) -> bool | int | float | str:
-    if text.lower() in (words := {"true": True, "false": False}):
-        return words[text.lower()]
-    for number in (int, float):
-        with suppress(ValueError):
-            return number(text)
-    return text
 
 
 # What each descent needs beside its name: they take steps of different sizes. Naming one in settings brings the others along.

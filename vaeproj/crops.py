@@ -18,7 +18,6 @@ def to_unit(images: Tensor) -> Tensor:
 
 class CropSampler:
     """Random crops of images that stay on the device as uint8 (article: random crop, flips; ours: any-angle rotation).
-
     A crop is a row of seven numbers: image index, centre u and v in [0, 1), sine and cosine of its angle, two signs for
     the flips. `draw` makes rows from a generator on the CPU, `gather` turns rows into pixels, in a captured CUDA graph too.
     """
@@ -35,9 +34,7 @@ class CropSampler:
 
     def gather(self, rows: Tensor) -> Tensor:
         """The crops of ``rows`` [B, 7] on the images' device, float32 [B, C, crop, crop] in [0, 1].
-
-        An unrotated crop takes the pixels as they are; a rotated one is bilinear between those of an upright square
-        around it.
+        An unrotated crop takes the pixels as they are; a rotated one is bilinear between those of an upright square.
         """
         crop, (height, width) = self.config.crop_size, self.images.shape[-2:]
         index, u, v, sin, cos, sign_x, sign_y = (column[:, None] for column in rows.unbind(1))
@@ -85,7 +82,6 @@ def tile(images: Tensor, crop_size: int, stride: int) -> Tensor:
 
 def untile(tiles: Tensor, height: int, width: int, stride: int) -> Tensor:
     """The inverse of `tile`, [N, C, height, width]: each pixel is the mean of its tiles, weighted by a Hann window.
-
     A VAE paints the middle of a tile better than its border, where it sees one side of the context only.
     """
     number, _, channels, crop_size, _ = tiles.shape
@@ -102,9 +98,8 @@ def untile(tiles: Tensor, height: int, width: int, stride: int) -> Tensor:
 
 def centred_crop(image: Tensor, mask: Tensor, crop_size: int) -> tuple[int, int]:
     """Top and left of the crop whose centre is nearest to that of the mask's largest region, inside the image.
-
-    A defective image may hold several defects far apart; the centre of them all would show none. An empty mask [H, W] gives
-    the middle of the image [..., H, W].
+    A defective image may hold several far apart; the centre of them all would show none. An empty mask [H, W] gives the
+    middle of the image [..., H, W].
     """
     height, width = image.shape[-2:]
     labels, _ = ndimage.label(mask.cpu().numpy(), structure=np.ones((3, 3)))

@@ -1,7 +1,6 @@
-"""The MVTec AD folder layout: read it, check it, keep it decoded.
+"""The MVTec AD folder layout: read it, check it, keep it decoded (Bergmann et al., CVPR 2019).
 
-``<data_root>/<category>/train/good``, ``test/<defect>``, ``ground_truth/<defect>/<name>_mask.png``
-(Bergmann et al., CVPR 2019).
+``<data_root>/<category>/train/good``, ``test/<defect>``, ``ground_truth/<defect>/<name>_mask.png``.
 """
 
 import hashlib
@@ -64,12 +63,9 @@ def category_dir(data_root: Path, category: str) -> Path:
 
 def load_split(folder: Path, split: str, size: int, *, device: torch.device | str = "cpu", cache: Path | None = None) -> Split:
     """Read ``train`` or ``test`` of a category folder, by the files that are there.
-
     Images are resized to ``size`` x ``size`` pixels with a bilinear filter, masks with nearest neighbour. The pixels are kept
-    in ``cache`` under the split's digest, so a second start reads them as they are and a changed file is decoded anew.
-
-    Raises:
-        UserError: no images, an unreadable image, a mask missing among others or of another size than its image.
+    in ``cache`` under the split's digest, so a second start reads them as they are and a changed file is decoded anew. A
+    `UserError` for no images, an unreadable one, a mask missing among others or of another size than its image.
     """
     items = [(path, _mask_path(folder, path)) for path in _image_paths(folder, split)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL and hashlib release the interpreter lock

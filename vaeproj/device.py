@@ -54,8 +54,8 @@ def describe(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu}, {torch.backends.cpu.get_cpu_capability()}"
     training = "bfloat16 (autocast)" if has_native_bf16(device) else "float32"
     precision = {"training": training, "projection": str(projection_dtype(device)).removeprefix("torch.")}
-    here = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    return {"type": device.type, "name": name, "precision": precision, **here}
+    own = {"type": device.type, "name": name, "precision": precision}
+    return own | {"threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def captured(
@@ -63,12 +63,9 @@ def captured(
 ) -> Callable[..., Any]:
     """On a GPU ``work`` as CUDA graphs, each of which the host launches as one; on a CPU ``work`` itself.
 
-    Args:
-        work: makes tensors from tensors, without waiting for their values. There is a graph for each set of shapes, and what
-            it has returned is overwritten by its next call.
-        state: what else ``work`` changes, and must be after a capture as it was before, by name; what the first call allocates,
-            such as an optimizer's moments, becomes zero.
-        warm_up: calls before a capture, for what is allocated in the first ones.
+    ``work`` makes tensors from tensors, without waiting for their values. There is a graph for each set of shapes, captured
+    after ``warm_up`` calls, and what it has returned is overwritten by its next call. ``state`` has by name what else ``work``
+    changes: it is after a capture as before, and what the first call allocates, such as an optimizer's moments, zero.
     """
     if device.type != "cuda":
         return work

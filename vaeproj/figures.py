@@ -28,12 +28,13 @@ MAGMA = matplotlib.colormaps[CHANGE](np.arange(256), bytes=True)[:, :3]  # for p
 SANS = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 WIDTH = 5.6  # of plots, inches: on a phone they shrink to two thirds, and must still be read
 Array = np.ndarray
+Arrays = Sequence[Array] | Array
+Labels = Sequence[str] | Array
 
 
 # --- saving and redrawing
 def save(name: str, folder: Path, fingerprint: str, **arrays: object) -> Figure:
     """Draw a figure from ``arrays`` and write ``<name>.png``, ``.pdf`` and the arrays, ``<name>.npz``, into ``folder``.
-
     The metadata name the run by its fingerprint. Pictures are kept as float16, finer than the 256 grey levels they came from.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,10 +45,8 @@ def save(name: str, folder: Path, fingerprint: str, **arrays: object) -> Figure:
 
 
 def redraw(name: str, folder: Path) -> Figure:
-    """Draw a figure again from the arrays that `save` kept, to the same bytes.
-
-    Raises:
-        UserError: no figure of that name, or the run did not make it.
+    """Draw a figure again from the arrays that `save` kept, to the same bytes; a `UserError` where there is no
+    figure of that name or the run did not make it.
     """
     if name not in FIGURES:
         raise UserError(f"There is no figure '{name}'; the names are {', '.join(sorted(FIGURES))}.")
@@ -82,7 +81,7 @@ def as_jpeg(drawn: Figure, dpi: int = 100) -> bytes:
 class Rows:
     """Rows of a `grid` that share their colours, and a bar of them at their right."""
 
-    rows: Sequence[Array] | Array
+    rows: Arrays
     label: str = "grey levels"  # of the bar; grey levels: black 0, white 1
     root: bool = False  # colours follow the square root: of very different maps the weak ones still show
     top: float = 0.0  # value of the brightest colour; 0: the largest magnitude in the rows, 1 if there is none
@@ -90,12 +89,7 @@ class Rows:
 
 
 def grid(
-    rows: Sequence[Array] | Array,
-    row_labels: Sequence[str],
-    column_labels: Sequence[str] | Array = (),
-    *scaled: Rows,
-    outlines: Sequence[Array] | Array = (),
-    side: float = 0.95,
+    rows: Arrays, row_labels: Labels, column_labels: Labels = (), *scaled: Rows, outlines: Arrays = (), side: float = 0.95
 ) -> Figure:
     """Pictures in rows and columns.
 
@@ -206,7 +200,6 @@ def statistics(grey_levels: Array, normal: Array, defective: Array, defect_area:
 # --- 02 VAE training
 def learning_curve(history: Array, flat: Array, floor: Array) -> Figure:
     """Loss terms per crop [steps, 2] (binary cross-entropy, KL), nats, raw and as a running mean.
-
     ``flat`` is the cross-entropy of a picture of even grey, ``floor`` that of the crops painted as they are: their own entropy.
     """
     drawn, axes = _axes(WIDTH, 2.6, 2)
@@ -368,7 +361,6 @@ def comparison(images: Array, pictures: Array, projections: Array, masks: Array,
 
 def restoration(names: Array, inside: Array, outside: Array) -> Figure:
     """PSNR to the scene without its defect, inside and outside the mask, [methods, images] each, dB.
-
     The first method is the test image: outside the mask it is the truth but for resizing, far above the others, and only said.
     """
     drawn, (left, right) = _axes(WIDTH, 0.34 * len(names) + 0.9, 2)
@@ -388,7 +380,6 @@ def restoration(names: Array, inside: Array, outside: Array) -> Figure:
 
 def repair_and_damage(names: Array, **curves: Array) -> Figure:
     """Repair inside the masks against damage to normal texture, along the iterations of each method.
-
     ``curves`` has of method i ``<i>_passes`` [K], network passes so far, ``<i>_psnr`` [K], dB inside the masks, and
     ``<i>_error`` [K], error power on normal crops.
     """

@@ -16,7 +16,6 @@ import psutil
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Atomic write of a file or a folder: yields a scratch path, renamed to ``path`` at the end, deleted on failure.
-
     It is flushed to disk (fsync) before the rename. What a killed process left of an earlier try is deleted first. Of two
     processes that write the same ``path``, each has a scratch path of its own, and the later rename wins.
     """

@@ -64,7 +64,6 @@ def change_score(move: Callable[[Tensor], Tensor], kind: str) -> Score:
 
 def difference(a: Tensor, b: Tensor, kind: str) -> Tensor:
     """Pixelwise difference of images [B, C, H, W].
-
     ``l1``, ``l2``, ``ssim`` (1 - SSIM) or ``l1_ssim``, the geometric mean of the first and the third: a change of grey
     counts for more where it also changes the structure around it. SSIM asks for the change in units of the contrast there.
     """

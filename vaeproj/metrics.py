@@ -40,14 +40,10 @@ class Curves:
     @property
     def aupro(self) -> float:
         """Area under PRO up to FPR .3, over .3; linear between points."""
-        inside = self.fpr <= FPR_LIMIT
-        end = int(inside.sum())
-        fpr, pro = self.fpr[:end], self.pro[:end]
-        if end < len(self.fpr):
-            share = (FPR_LIMIT - fpr[-1]) / (self.fpr[end] - fpr[-1])
-            edge = torch.lerp(pro[-1], self.pro[end], share)
-            fpr, pro = torch.cat([fpr, fpr.new_tensor([FPR_LIMIT])]), torch.cat([pro, edge[None]])
-        return (torch.trapezoid(pro, fpr) / FPR_LIMIT).item()
+        fpr, pro = self.fpr.cpu().numpy(), self.pro.cpu().numpy()
+        inside, edge = fpr <= FPR_LIMIT, np.interp(FPR_LIMIT, fpr, pro)
+        area = np.trapezoid(np.append(pro[inside], edge), np.append(fpr[inside], FPR_LIMIT))
+        return float(area / FPR_LIMIT)
 
     def best_f1(self) -> tuple[float, float]:
         """The largest F1 and its threshold: an oracle, since it looks at the masks; nan if no pixel is defective."""
@@ -92,7 +88,6 @@ def rank_pixels(maps: Tensor, gt_masks: np.ndarray) -> Ranking:
 
 def region_weights(gt_masks: np.ndarray) -> np.ndarray:
     """float64 [N, H, W]: in each 8-connected defect region, 1 over its pixels; 0 elsewhere.
-
     Summed over flagged pixels and divided by the number of regions this is the mean per-region overlap.
     """
     weights = np.zeros(gt_masks.shape)
@@ -104,18 +99,16 @@ def region_weights(gt_masks: np.ndarray) -> np.ndarray:
 
 
 def evaluate(
-    maps: Tensor, gt_masks: np.ndarray, defects: Sequence[str], *, bootstrap: int = 200, seed: int = 0, bins: int = BINS
+    maps: Tensor, gt_masks: np.ndarray, defects: Sequence[str], *, bootstrap: int = 200, seed: int = 0
 ) -> dict[str, Any]:
     """Pooled localization metrics of smoothed maps, float32 [N, H, W], against gt_masks, uint8 [N, H, W], 0 or 1, of images
-    with ``defects`` or ``good``. Standard errors come from ``bootstrap`` resamplings of the images, 0 for none, with pixels
-    counted in ``bins`` of scores.
+    with ``defects`` or ``good``. Standard errors come from ``bootstrap`` resamplings of the images; 0: none.
 
-    Returns:
-        ``pixel_AUROC``, ``pixel_AUPRO`` (to FPR .3), ``pixel_AP``, ``image_AUROC``, each also under ``standard_error``
-        and, for each defect against the good images, under ``per_defect``; ``oracle_F1`` and ``oracle_threshold``;
-        ``replicates``, [bootstrap, 4], the metrics of each resampling. The same seed draws the same images for any maps, so
-        the difference of two methods' replicates is a paired one. What is not known is nan, and left out of
-        ``standard_error`` and ``per_defect``: pixel metrics without a mask, ``image_AUROC`` without a good image.
+    Returns ``pixel_AUROC``, ``pixel_AUPRO`` (to FPR .3), ``pixel_AP``, ``image_AUROC``, each also under ``standard_error``
+    and, for each defect against the good images, under ``per_defect``; ``oracle_F1``, ``oracle_threshold``; ``replicates``,
+    [bootstrap, 4], the metrics of each resampling: the same seed draws the same images for any maps, so the difference of two
+    methods' replicates is a paired one. What is not known is nan, and left out of ``standard_error`` and ``per_defect``: pixel
+    metrics without a mask, ``image_AUROC`` without a good image.
     """
     ranking, scores = rank_pixels(maps, gt_masks), maps.flatten(1).amax(1).cpu().numpy()  # the latter: pred_score of an image
     names, curves = np.array(defects), ranking.curves()
@@ -129,7 +122,7 @@ def evaluate(
         metrics = _metrics(ranking.of(torch.from_numpy(chosen)).curves(), scores[chosen], bad[chosen])
         result["per_defect"][defect] = {key: metrics[key] for key in known}
     if bootstrap:
-        replicates = result["replicates"] = _replicates(ranking, scores, bad, bootstrap, seed, bins)
+        replicates = result["replicates"] = _replicates(ranking, scores, bad, bootstrap, seed)
         errors = dict(zip(METRICS, replicates.std(axis=0, ddof=1).tolist(), strict=True))
         result["standard_error"] = {key: errors[key] for key in known}
     return result
@@ -189,14 +182,12 @@ def _metrics(curves: Curves, scores: np.ndarray, gt_labels: np.ndarray) -> dict[
     return dict(zip(METRICS, values, strict=True))
 
 
-def _replicates(ranking: Ranking, scores: np.ndarray, gt_labels: np.ndarray, number: int, seed: int, bins: int) -> np.ndarray:
+def _replicates(ranking: Ranking, scores: np.ndarray, gt_labels: np.ndarray, number: int, seed: int) -> np.ndarray:
     """Each metric over images drawn with replacement, good and defective ones each among themselves: [number, 4].
-
-    Pixels are first counted per image in bins of equal numbers, so a replicate is a weighted sum and nothing is
-    sorted again; within a bin scores count as tied.
+    Pixels are first counted per image in bins of equal numbers, so that nothing is sorted again; within a bin scores are tied.
     """
     images, pixels, device = len(scores), len(ranking.score), ranking.score.device
-    bins = min(bins, pixels)
+    bins = min(BINS, pixels)
     # A bin ends only where a run of equal scores does.
     wanted = torch.linspace(pixels / bins, pixels, bins, dtype=torch.float64, device=device).round().long() - 1
     edges = ranking.ends[torch.searchsorted(ranking.ends, wanted)].unique()

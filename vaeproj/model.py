@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from .config import Config, UserError
+from .config import Config
 
 SLOPE = 0.2  # of every LeakyReLU
 
@@ -76,11 +76,7 @@ class VAE(nn.Module):
         widths: Sequence[int] = (32, 64, 128), hidden: int = 1024,
     ) -> None:  # fmt: skip
         super().__init__()
-        side, remainder = divmod(crop_size, 2 ** len(widths))
-        if remainder or not side:
-            raise UserError(
-                f"crop_size = {crop_size} cannot be halved {len(widths)} times: use a multiple of {2 ** len(widths)}."
-            )
+        side = crop_size // 2 ** len(widths)
         self.shape = (channels, crop_size, crop_size)
         first, *_, last = widths
         features = last * side * side
@@ -144,7 +140,6 @@ def elbo_loss(logits: Tensor, x: Tensor, mean: Tensor, log_var: Tensor) -> tuple
 
 def frozen(vae: VAE, dtype: torch.dtype = torch.float32) -> VAE:
     """A copy in eval mode for use on images: no weight gradients, each BatchNorm folded into the layer before it.
-
     It computes what the original computes in eval mode, with fewer passes over the activations. ``dtype`` is the precision of
     weights and activations; folding happens in that of ``vae``.
     """

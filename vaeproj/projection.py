@@ -59,7 +59,6 @@ class State:
 
 def energy_terms(logits: Tensor, x: Tensor, x_0: Tensor, weight: Tensor, config: Config) -> Tensor:
     """The energy's two terms, reconstruction and distance, summed over the pixels of each tile: [B, 2].
-
     ``logits`` are those of f(x), alike x and x_0 [B, C, H, W] in [0, 1]; ``weight`` [B, 1, H, W]. With ``coarse_weight`` the
     smoothed residual counts beside the residual: outlines that the VAE blurs cancel in it, what is wrong beyond does not.
     """
@@ -148,7 +147,6 @@ def project(vae: VAE, tiles: Tensor, config: Config, expected: Tensor) -> Tensor
 @torch.no_grad()
 def composite(vae: VAE, tiles: Tensor, config: Config, expected: Tensor, seen: Tensor | None = None) -> Tensor:
     """Without a gradient: x_0 - w (x_0 - f), where the anchored energy is least while f(x) is held fixed, [B, C, H, W].
-
     The opponent that a descent has to beat. f is that of ``seen``, such as an earlier composite; None: of the tiles themselves.
     """
     done = []

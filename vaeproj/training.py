@@ -23,8 +23,8 @@ from .device import captured, describe, has_native_bf16
 from .model import VAE, elbo_loss
 
 TRAINING_VERSION = 2  # raise when the same configuration and data would give other weights: it is in the fingerprint
-LOOK_EVERY = 50  # steps
-SAVE_EVERY = 60.0  # seconds
+LOOK_EVERY = 50  # steps between two looks at the loss, for which the host waits for the device
+SAVE_EVERY = 60.0  # seconds between two saves of a run under way
 SNAPSHOTS = 6  # moments of training at which the probe crops are reconstructed
 
 
@@ -41,7 +41,6 @@ class Trained:
 
 def batch_indices(number: int, config: Config) -> Sequence[Tensor]:
     """The image indices of each step, shuffled anew for each pass: the same for the same seed.
-
     ``epochs`` cuts each pass into batches and leaves the last one short, as the article's loader does; ``steps`` lets
     the passes run into one another, so that every batch is full.
     """
@@ -80,10 +79,7 @@ def train_step(vae: VAE, optimizer: Optimizer, crops: Tensor, noise: Tensor, bet
     return torch.stack([bce, kl]).detach() / len(crops)
 
 
-def fit(
-    images: Tensor, config: Config, *, partial: Path | None = None, progress: bool = True,
-    look_every: int = LOOK_EVERY, save_every: float = SAVE_EVERY,
-) -> tuple[VAE, dict[str, Tensor]]:  # fmt: skip
+def fit(images: Tensor, config: Config, *, partial: Path | None = None, progress: bool = True) -> tuple[VAE, dict[str, Tensor]]:
     """Train a VAE on crops of ``images`` with Adam (article).
 
     What a step draws depends on the seed and the step's number alone: two runs on one machine give the same bits, and a run
@@ -93,14 +89,9 @@ def fit(
         images: uint8 [N, C, H, W] on the device to train on.
         partial: where to save a run under way and to resume it from; None keeps nothing.
         progress: show a bar with the loss terms.
-        look_every: steps between two looks at the loss, for which the host waits for the device.
-        save_every: seconds between two saves.
 
-    Returns:
-        The VAE in eval mode, and what `Trained` holds beside it.
-
-    Raises:
-        UserError: batches too small for batch normalization, a loss that is no finite number.
+    Returns the VAE in eval mode, and what `Trained` holds beside it. A `UserError` for batches too small for batch
+    normalization and for a loss that is no finite number.
     """
     device = images.device
     with torch.random.fork_rng(devices=[]):
@@ -143,13 +134,13 @@ def fit(
             with torch.no_grad():  # in eval mode, which leaves BatchNorm's statistics alone
                 record["snapshots"][marks.index(t + 1)] = vae.eval().reconstruct(probe)
             vae.train()
-        if (t + 1) % look_every and t + 1 < len(batches):
+        if (t + 1) % LOOK_EVERY and t + 1 < len(batches):
             continue
-        bce, kl = record["history"][max(0, t + 1 - look_every) : t + 1].mean(0).tolist()
+        bce, kl = record["history"][max(0, t + 1 - LOOK_EVERY) : t + 1].mean(0).tolist()
         bar.set_postfix(bce=f"{bce:.0f}", kl=f"{kl:.1f}")
         if not math.isfinite(bce + kl):
             raise UserError(f"The loss is not finite near step {t + 1}: lower learning_rate = {config.learning_rate}.")
-        if partial is not None and t + 1 < len(batches) and time.perf_counter() - saved > save_every:
+        if partial is not None and t + 1 < len(batches) and time.perf_counter() - saved > SAVE_EVERY:
             write(partial, state_of(vae, optimizer) | record | {"done": torch.tensor(t + 1)}, {})
             saved = time.perf_counter()
     return vae.eval(), {name: tensor.cpu() for name, tensor in record.items()}

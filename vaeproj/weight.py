@@ -43,7 +43,6 @@ def smoothed_residual(x: Tensor, picture: Tensor) -> Tensor:
 @torch.no_grad()
 def fit_expected(vae: VAE, crops: Tensor, terms: int = FEATURES) -> Tensor:
     """Coefficients of the expected residual and its floor, [7], from normal crops [N, C, H, W] in [0, 1].
-
     ``terms``: how many of the features to use; 1 leaves a constant, the mean squared residual of the crops.
     """
     rows, targets = [], []

@@ -66,10 +66,8 @@ class Workspace:
 
     @classmethod
     def open(cls, request: Request, *, kept: Path = RESULTS_DIR) -> Self:
-        """Check everything the user chose and read the data, before anything else runs.
-
-        Raises:
-            UserError: a preset, setting, device or folder that does not exist or does not fit, an image that cannot be read.
+        """Check everything the user chose and read the data, before anything else runs. A `UserError` for a preset,
+        setting, device or folder that does not exist or does not fit, and for an image that cannot be read.
         """
         config, device = Config.from_preset(request.preset, request.settings), set_up_device(request.device)
         whole = config.crop_size == config.image_size  # as an object needs it: its parts are told by their place

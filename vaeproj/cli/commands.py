@@ -37,7 +37,6 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--preset", default="quick", help=f"{', '.join(PRESETS)} (default: quick)")
     run.add_argument("--data-root", default="", metavar="DIR", help="folder of category folders (default: SynthGrid)")
     run.add_argument("--category", default="grid", metavar="NAME")
-    run.add_argument("--out", default="", metavar="DIR", help="run folder (default: results/<preset>)")
     detect = commands.add_parser("detect", help="find defects in photos of your own")
     detect.add_argument("pictures", nargs="+", metavar="PICTURES", help="files, or folders of them")
     detect.add_argument("--good", required=True, metavar="DIR", help="folder of good photos, two or more")
@@ -46,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
     network.add_argument("--run", default="", metavar="DIR", help="run folder whose network and settings are taken instead")
     detect.add_argument("--ignore", default="", metavar="MASK", help="picture that is white where a photo does not count")
     detect.add_argument("--fail-on-defect", action="store_true", help="exit with 1 when a photo is flagged")
-    detect.add_argument("--out", default="", metavar="DIR", help="folder of results (default: results/detect)")
-    for command in (run, detect):
+    for command, folder in ((run, "<preset>"), (detect, "detect")):
+        command.add_argument("--out", default="", metavar="DIR", help=f"folder of results (default: results/{folder})")
         command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings", help="any setting")
         command.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     sweep = commands.add_parser("sweep", help="compute many settings, on this machine or a cluster")

@@ -45,14 +45,10 @@ def detect(
 ) -> Generator[str, None, int]:
     """Judge photos, files or folders of them, by a folder of ``good`` ones, and write what is found into
     ``request.folder("detect")``. Yields what to print, with a reason for each photo left out; returns how many were flagged.
+    A `UserError` for an option that does not fit, nothing to judge or to judge by: all found before a training.
 
-    Args:
-        run: folder of a finished run, to take its network and hyper-parameters instead of training on good photos.
-        ignore: a picture that is white where a photo does not count; resized to each.
-        kept: folder of checkpoints and caches.
-
-    Raises:
-        UserError: an option that does not fit, nothing to judge or to judge by: all found before a training.
+    ``run``, the folder of a finished run, has its network and hyper-parameters taken instead of training on good photos;
+    ``ignore`` is a picture that is white where a photo does not count, resized to each.
     """
     out, names, good_names = request.folder("detect"), _names(pictures), _names([good])
     if (out.exists() and not (out / SUMMARY).is_file()) or any(out in path.resolve().parents for path in names | good_names):

@@ -14,10 +14,9 @@ from .. import __version__
 from ..animation import data_url, levels
 from ..config import COMPACT, DESCENTS, PROJECT_ROOT, Config, UserError
 from ..model import VAE, frozen
-from ..panel.explorer import idle
-from ..panel.widgets import KNOBS, LADDERS
-from ..projection import composite, energy_gradient, project
-from ..studies.comparison import TAKEN_AGAIN, defects_and_truth
+from ..panel.widgets import KNOBS, LADDERS, idle
+from ..projection import energy_gradient, project
+from ..studies.comparison import TAKEN_AGAIN, defects_and_truth, taken_again
 from ..workspace import Workspace
 
 PAGE = PROJECT_ROOT / "page"
@@ -38,9 +37,7 @@ def assemble(data: dict[str, Any]) -> str:
 
 def page_data(ws: Workspace) -> dict[str, Any]:
     """What the page's scripts know as DATA; its pictures are PyTorch's, by the rounded network that the page computes with.
-
-    Raises:
-        UserError: a network that the page's kernel cannot compute; it is not trained.
+    A `UserError` for a network that the page's kernel cannot compute; it is not trained.
     """
     given = {"channels": ws.train.images.shape[1]} | asdict(ws.config)
     if other := [name for name in SHAPE if given[name] != SHAPE[name]]:
@@ -64,9 +61,8 @@ def page_data(ws: Workspace) -> dict[str, Any]:
     x_0, masks, _ = ws.crops_at(names)
     defective = [name for name in names if not name.startswith("good/")]
     truth = dict(zip(defective, defects_and_truth(ws, defective)[1], strict=True)) if ws.is_synthetic else {}
-    results = {c.descent: project(vae, x_0, c, ws.expected) for c in (anchored, paper)} | {"composite": x_0}
-    for _ in range(TAKEN_AGAIN):
-        results["composite"] = composite(vae, x_0, anchored, ws.expected, results["composite"])
+    results = {c.descent: project(vae, x_0, c, ws.expected) for c in (anchored, paper)}
+    results["composite"] = taken_again(vae, x_0, anchored, ws.expected)[-1]
     crops = []
     for i, (name, mask, picture) in enumerate(zip(names, masks, vae.reconstruct(x_0), strict=True)):
         shown = {"image": x_0[i], "f": picture, "truth": truth.get(name), "mask": mask[None].float() if mask.any() else None}

@@ -1,4 +1,4 @@
-// A picture, and in an area of it a box to move by mouse, touch or arrow keys: the front end of `Stage` in stage.py.
+// A picture, and in an area of it a box to move by mouse, touch or arrow keys: the front end of `Stage` in widgets.py.
 const percent = (part, whole) => `${(100 * part) / whole}%`;
 
 function render({ model, el }) {

@@ -26,10 +26,7 @@ FONT = ImageFont.truetype(str(SANS), 14)
 class Sheet:
     """A crop's trajectory as one picture. The curve is drawn once: a step of the play bar costs a few milliseconds.
 
-    Args:
-        path: of this crop alone, from `projection.trajectory`.
-        mask: of the defect, bool [c, c].
-        caption: one line for under the picture.
+    ``path`` is that of the crop alone, from `projection.trajectory`, ``mask`` the defect's, bool [c, c], ``caption`` one line.
     """
 
     def __init__(self, path: State, mask: np.ndarray, caption: str) -> None:

@@ -1,23 +1,28 @@
 """The panel of notebook 04: choose a defect, drag the crop, move a hyper-parameter, play the iterations, wipe.
 
-`Explorer` turns a `Setting` into a `Sheet`, which draws any iteration; `Panel` connects both to sliders and to two pictures
-with something to drag (`Stage`). Where nobody is there to move them (papermill, nbval, GitHub) `explore` shows the sheet alone.
+`Panel` connects sliders and two pictures with something to drag (`Stage`) to what `Explorer` computes of a `Setting`.
 """
 
 import asyncio
 import html
+import shlex
 import time
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import anywidget
 import ipywidgets as widgets
+import traitlets
 from IPython import get_ipython
 from IPython.display import Image
 
 from ..config import DESCENTS, Config, UserError
+from ..crops import to_unit
+from ..projection import trajectory
 from ..workspace import Workspace
-from .explorer import Explorer, Setting, idle
-from .sheet import CORNERS, HEIGHT, THUMBNAIL, TILE, WIDTH, jpeg, thumbnail
-from .stage import Stage
+from .sheet import CORNERS, HEIGHT, THUMBNAIL, TILE, WIDTH, Sheet, jpeg, thumbnail
 
 KNOBS = ("descent", "gradient", "alpha", "iterations", "lam", "tolerance", "hardness", "coarse_weight")
 # Stations of the sliders within Config's own bounds; iterations end where an answer takes half a minute.
@@ -37,21 +42,77 @@ CODE = '<code style="display: block; user-select: all; white-space: pre-wrap; fo
 SHARE = f"<small>Share this setting: it gives every figure of notebook 4</small>{CODE}"
 
 
-def explore(ws: Workspace, name: str | None = None) -> "Panel | Image":
-    """The panel where somebody can use it, else its picture, at a test image such as ``bent/000``; None: the first one with a
-    defect. A `UserError` where there is no such image.
-    """
-    explorer = Explorer(ws)
-    setting = explorer.start(name)
-    if somebody_there(get_ipython()):
-        return Panel(explorer, setting.name)
-    return Image(jpeg(explorer.sheet(setting).draw(setting.config.iterations), STATIC), format="jpeg")
+@dataclass(frozen=True)
+class Setting:
+    """What the controls say: an image by name, its crop's left and top in pixels, and the hyper-parameters."""
+
+    name: str
+    at: tuple[int, int]
+    config: Config
+
+    @property
+    def caption(self) -> str:
+        """A setting in one short line, for under a sheet."""
+        c = self.config
+        own = f"k {c.tolerance:g}, p {c.hardness:g}" if c.descent == "anchored" else f"λ {c.lam:g}"
+        coarse = f" + {c.coarse_weight:g} coarse" if c.coarse_weight else ""
+        return f"{self.name} {self.at}: {c.descent}{coarse}, {c.gradient}, α {c.alpha:g}, {own}"
+
+    def command(self, ws: Workspace) -> str:
+        """Runs notebook 04 with these hyper-parameters."""
+        request = ws.request
+        # What a descent brings along goes without saying.
+        usual = asdict(Config.from_preset(request.preset, f"descent={self.config.descent}"))
+        usual["descent"] = Config.from_preset(request.preset).descent
+        options = ["--preset", request.preset]
+        options += ["--data-root", str(ws.folder.parent)] if request.data_root else []
+        options += ["--category", request.category] if request.category != "grid" else []
+        for name, value in asdict(self.config).items():
+            options += ["--set", f"{name}={str(value).lower()}"] if value != usual[name] else []
+        return f"python -m vaeproj run 04 {shlex.join(options)}"
 
 
-def somebody_there(shell: object) -> bool:
-    """Whether a person sits at IPython's front end: papermill, nbval and nbconvert say that nobody can answer a prompt."""
-    kernel = getattr(shell, "kernel", None)
-    return kernel is not None and bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin"))
+def idle(config: Config) -> set[str]:
+    """The hyper-parameters that change nothing as the others are."""
+    unread = {"anchored": {"lam"}, "article": {"tolerance", "hardness", "coarse_weight"}}
+    names = unread.get(config.descent, {"tolerance", "hardness"})
+    if not (config.alpha and config.iterations):  # nothing moves
+        names |= {"gradient", "lam"}
+    return names if config.iterations else names | {"alpha"}
+
+
+class Explorer:
+    """Projects single crops of a workspace; the latest eight sheets are kept."""
+
+    def __init__(self, ws: Workspace) -> None:
+        self.ws = ws
+        self.sheet = lru_cache(8)(self._sheet)
+
+    def start(self, name: str | None = None) -> Setting:
+        """The workspace's own hyper-parameters at the defect of an image; None: of the first image with a defect."""
+        name = name or next(iter(self.ws.defect_names()), self.ws.test.names[0])
+        *_, [(top, left)] = self.ws.crops_at([name])
+        return Setting(name, (left, top), self.ws.config)
+
+    def _sheet(self, setting: Setting) -> Sheet:
+        test, config, (left, top) = self.ws.test, setting.config, setting.at
+        i, within = test.index(setting.name), (..., slice(top, top + config.crop_size), slice(left, left + config.crop_size))
+        path = trajectory(self.ws.fast_vae, to_unit(test.images[i][within])[None], config, self.ws.expected)
+        return Sheet(path, test.gt_masks[i][within] > 0, setting.caption)
+
+
+class Stage(anywidget.AnyWidget):
+    """A picture, and in an area of it a box to move by mouse, touch or arrow keys. Lengths are in a unit of its own."""
+
+    _esm, _css = (Path(__file__).with_name(f"panel.{kind}") for kind in ("js", "css"))
+
+    jpeg = traitlets.Bytes().tag(sync=True)
+    size = traitlets.Tuple().tag(sync=True)  # width and height of the picture
+    area = traitlets.Tuple().tag(sync=True)  # where the box may go: left, top, width, height
+    box = traitlets.Tuple().tag(sync=True)  # its width and height
+    at = traitlets.Tuple((0, 0)).tag(sync=True)  # its left and top, counted from the area's
+    cover = traitlets.Tuple().tag(sync=True)  # left and top of the part of the picture that is seen left of the box; (): none
+    label = traitlets.Unicode().tag(sync=True)  # for who cannot see it
 
 
 def control(name: str, value: Any) -> widgets.ValueWidget:
@@ -188,3 +249,20 @@ class Panel(widgets.HBox):
     def _repr_mimebundle_(self, **kwargs: object) -> dict[str, object]:
         picture, _ = Image(self.picture.jpeg, format="jpeg")._repr_mimebundle_()
         return super()._repr_mimebundle_(**kwargs) | picture | {"text/plain": f"Panel({self.shown.caption})"}
+
+
+def explore(ws: Workspace, name: str | None = None) -> Panel | Image:
+    """The panel where somebody can use it, else (papermill, nbval, GitHub) its picture, at a test image such as ``bent/000``;
+    None: the first one with a defect. A `UserError` where there is no such image.
+    """
+    explorer = Explorer(ws)
+    setting = explorer.start(name)
+    if somebody_there(get_ipython()):
+        return Panel(explorer, setting.name)
+    return Image(jpeg(explorer.sheet(setting).draw(setting.config.iterations), STATIC), format="jpeg")
+
+
+def somebody_there(shell: object) -> bool:
+    """Whether a person sits at IPython's front end: papermill, nbval and nbconvert say that nobody can answer a prompt."""
+    kernel = getattr(shell, "kernel", None)
+    return kernel is not None and bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin"))

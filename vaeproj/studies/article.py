@@ -17,8 +17,7 @@ def article_loop(vae: VAE, tiles: Tensor, config: Config, bugs: tuple[str, ...] 
 
     Args:
         vae: from `model.frozen`, in fp32.
-        tiles: x_0, [B, C, H, W] in [0, 1].
-        config: ``descent``, any but anchored; ``alpha``, ``lam``, ``iterations``.
+        tiles, config: as there; any ``descent`` but anchored.
         bugs: which to keep.
             ``detached_gradient``: f(x_t) is cut from the graph, so the VAE never sees the gradient.
             ``swapped_bce``: ``binary_cross_entropy(x_t, f(x_t))``, image and reconstruction exchanged.
@@ -27,9 +26,8 @@ def article_loop(vae: VAE, tiles: Tensor, config: Config, bugs: tuple[str, ...] 
             lambda nearly cancels.
         eps: the published step size, which the article never gives a value; None reads it as ``alpha``.
 
-    Returns:
-        x_0 ... x_T, [T + 1, B, C, H, W] in [0, 1]. The article never clips; without it, its cross-entropy stops with an
-        error at the first pixel outside [0, 1], so nothing would be left to compare.
+    Returns x_0 ... x_T, [T + 1, B, C, H, W] in [0, 1]. The article never clips; without it, its cross-entropy stops with an
+    error at the first pixel outside [0, 1], so nothing would be left to compare.
     """
     size, stale = config.alpha if eps is None else eps, "stale_gradient" in bugs
     x = x_0 = tiles.detach().clone().requires_grad_()

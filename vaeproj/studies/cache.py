@@ -12,10 +12,7 @@ import torch
 from ..files import kept_arrays
 from ..workspace import Workspace
 
-CODE = (
-    *("blur", "crops", "model", "weight", "projection", "localization", "metrics"),
-    *("studies/article", "studies/comparison", "studies/pca"),
-)
+CODE = ("blur", "crops", "model", "weight", "projection", "localization", "metrics", "studies/article", "studies/comparison")
 
 
 def code_digest() -> str:

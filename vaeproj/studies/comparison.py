@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.decomposition import PCA
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,18 +17,19 @@ from ..crops import to_unit
 from ..data import load_clean
 from ..localization import Score, anomaly_maps, change_score, projection_score, residual_score, smooth, ssim_map
 from ..metrics import METRICS, error_power, evaluate, psnr
+from ..model import VAE
 from ..projection import composite, descend, project
 from ..weight import fit_expected
 from ..workspace import Workspace
 from .article import BUGS, article_loop
 from .cache import cached
-from .pca import PCA_CROPS, pca_score
 from .proxy import proxy_workspace
 
 LABEL_FREE_QUANTILE = 0.999  # of normal images' anomaly maps
 ARTICLE_CHUNK = {"cpu": 32, "cuda": 256}  # tiles per call: its stale gradient keeps the graph of every iteration in memory
 OPPONENTS = ("VAE residual", "composite", "projection, paper")  # how the names of methods begin that a gain is stated above
 NORMAL = 64  # crops without a defect, on which a repair should do nothing
+COMPONENTS, PCA_CROPS = 64, 2048  # principal components, and the training crops that they are of
 TAKEN_AGAIN = 5  # network passes of the composite whose f(x) is taken again
 REPAIRS = ("composite, one threshold", "composite", "composite, taken again", "projection, paper")  # of `moves`
 
@@ -51,7 +53,7 @@ def moves(ws: Workspace) -> dict[str, Move]:
     return {
         "composite, one threshold": lambda x: composite(vae, x, config, even),
         "composite": lambda x: composite(vae, x, config, expected),
-        "composite, taken again": lambda x: _taken_again(ws, x)[-1],
+        "composite, taken again": lambda x: taken_again(vae, x, config, expected)[-1],
         "article, as published": published(*BUGS),
         **{f"article + {bug.replace('_', ' ').replace('bce', 'BCE')}": published(bug) for bug in BUGS},
         "article, corrected": descent(article),
@@ -61,12 +63,28 @@ def moves(ws: Workspace) -> dict[str, Move]:
     }
 
 
-def _taken_again(ws: Workspace, tiles: Tensor, passes: int = TAKEN_AGAIN) -> list[Tensor]:
-    """The tiles, their composite, the composite with f of that one, and so on."""
+def taken_again(vae: VAE, tiles: Tensor, config: Config, expected: Tensor, passes: int = TAKEN_AGAIN) -> list[Tensor]:
+    """The tiles, their `composite`, the composite with f of that one, and so on."""
     frames = [tiles]
     for _ in range(passes):
-        frames.append(composite(ws.vae, tiles, ws.config, ws.expected, frames[-1]))
+        frames.append(composite(vae, tiles, config, expected, frames[-1]))
     return frames
+
+
+def pca_score(crops: Tensor, kind: str, components: int = COMPONENTS) -> Score:
+    """An opponent from outside (does one need a VAE?): `localization.difference` between tiles and their projection onto
+    principal components of training ``crops``, [N, C, crop, crop] in [0, 1], at most as many as there are crops.
+    """
+
+    @functools.cache
+    def fitted() -> PCA:
+        return PCA(min(components, len(crops)), svd_solver="randomized", random_state=0).fit(crops.flatten(1).cpu().numpy())
+
+    def rebuilt(tiles: Tensor) -> Tensor:
+        flat = fitted().inverse_transform(fitted().transform(tiles.flatten(1).cpu().numpy()))
+        return torch.from_numpy(flat).to(tiles).view_as(tiles)
+
+    return change_score(rebuilt, kind)
 
 
 def scores(ws: Workspace) -> dict[str, Score]:
@@ -88,11 +106,10 @@ def judge(ws: Workspace, score: Score, *, keep_maps: bool = True) -> tuple[dict[
 
 
 def compare(ws: Workspace, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Every method on the VAE of every seed; each is computed once, then found by what made it, also after a killed run.
-    Returns for each method the mean over seeds of each metric, ``raw`` metrics alike, ``seeds`` (a row each), ``gain`` (how
-    far the mean lies above the best of each kind of opponent, with the standard error of that difference), and of the first
-    seed ``standard_error``, ``per_defect``, ``oracle_F1`` with its threshold; and the first seed's smoothed maps, [N, H, W].
-    A `UserError` where neither masks nor both good and defective images are there to judge by.
+    """Every method on the VAE of every seed, each computed once. Returns for each method the mean over seeds of each metric,
+    ``raw`` metrics alike, ``seeds`` (a row each), ``gain`` (how far the mean lies above the best of each kind of opponent, with
+    the standard error of that difference), and of the first seed ``standard_error``, ``per_defect``, ``oracle_F1`` with its
+    threshold; and the first seed's smoothed maps, [N, H, W]. A `UserError` without masks, good images or defects to judge by.
     """
     if not ws.has_masks and len(set(ws.test.gt_labels)) < 2:
         raise UserError(f"{ws.folder / 'test'} needs good and defective images, or masks, to compare methods: add some.")
@@ -189,7 +206,6 @@ def defects_and_truth(ws: Workspace, names: list[str] | None = None) -> tuple[Te
 @torch.no_grad()
 def restoration(ws: Workspace) -> dict[str, dict[str, Tensor]]:
     """How near each of `restorers` comes to the scene without its defect, and how much it disturbs where there is none.
-
     ``psnr_inside``, ``psnr_outside`` (dB; infinite where picture and truth agree), ``ssim_inside``, ``ssim_outside``, each
     [images], over the pixels in and outside the mask; ``error_power`` (`metrics.error_power`) on normal crops, [1].
     """
@@ -215,7 +231,7 @@ def through_time(ws: Workspace, every: int = 8) -> dict[str, dict[str, np.ndarra
     normal = ws.sampler.sample(len(crops), torch.Generator().manual_seed(ws.config.seed + 1))
     both, config = torch.cat([crops, normal]), ws.config
     descents = {"paper": config.replace(**DESCENTS["paper"], gradient="full"), config.descent: config}
-    paths = {"composite": _taken_again(ws, both, TAKEN_AGAIN + 2)}
+    paths = {"composite": taken_again(ws.vae, both, config, ws.expected, TAKEN_AGAIN + 2)}
     paths |= {name: [state.x for state in descend(ws.fast_vae, both, c, ws.expected)] for name, c in descents.items()}
     curves = {}
     for name, frames in paths.items():

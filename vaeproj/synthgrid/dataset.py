@@ -40,17 +40,8 @@ class Scene:
 
 
 def render(kind: str, index: int, *, category: str = "grid", seed: int = 0, size: int = 1024, split: str = "test") -> Scene:
-    """Render one image of SynthGrid; a pure function of its arguments.
-
-    Args:
-        kind: "good" or a defect of the category.
-        index: number of the image within its folder, >= 0.
-        seed: of the whole set, >= 0.
-        size: side in pixels, >= 64.
-        split: "train" or "test"; defects exist in "test" only.
-
-    Raises:
-        ValueError: an argument is outside these ranges.
+    """Render one image of SynthGrid, a pure function of its arguments: ``kind``, "good" or, in split "test", a defect;
+    ``index`` within its folder and ``seed`` of the set, >= 0; ``size``, pixels, >= 64. A `ValueError` outside these ranges.
     """
     if f"{split}/{kind}" not in CATEGORIES[category]:
         raise ValueError(f"no such images in SynthGrid: {category}/{split}/{kind}")
@@ -82,14 +73,9 @@ def write_synthgrid(
     Beside MVTec AD's folders there is `clean/<defect>/NNN.png`, each defective scene without its defect. A second process
     waits for the first. Pixel values depend on seed and size only; the bytes of the files also on the zlib build.
 
-    Args:
-        root: folder of category folders; made if missing. If the category's holds this very set already, nothing is done.
-        seed, size: as for `render`.
-        counts: images per "train/good", "test/good", "test/<defect>"; missing keys mean 0; None: as in `CATEGORIES`.
-
-    Raises:
-        UserError: there is no such category, or its folder holds anything else. Nothing is touched.
-        ValueError: seed, size or counts are out of range.
+    ``counts`` are images per "train/good", "test/good", "test/<defect>", missing keys mean 0; None: `CATEGORIES`. Nothing is
+    done where the folder holds this very set already. A `UserError`, and nothing touched, where it holds anything else or
+    there is no such category; a `ValueError` for seed, size (as for `render`) or counts out of range.
     """
     if category not in CATEGORIES:
         raise UserError(f"SynthGrid has no category '{category}': choose one of {', '.join(CATEGORIES)}.")

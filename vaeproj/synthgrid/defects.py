@@ -1,5 +1,4 @@
 """SynthGrid's five defects: each painter damages a scene of `mesh.py`.
-
 A painter takes the mesh, a generator and the scene's radiance, float32 [size, size], which it may overwrite, and returns
 the damaged radiance. Points are (x, y) in fractions of the side, origin top left.
 """

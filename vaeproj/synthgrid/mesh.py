@@ -1,5 +1,4 @@
 """SynthGrid's normal scene: expanded metal mesh before a bright background, as noise-free grey levels.
-
 Wavy strands run along the lattice coordinate `u` and are stacked along `v`, neighbours in antiphase: crest meets trough
 and lens-shaped openings remain. One strand is shaded once into a small table; each pixel looks up the two strands around
 it. Lengths are fractions of the image side, grey levels lie in 0..255. Full-size arithmetic is float32, made of IEEE-exact
