@@ -16,8 +16,8 @@ TRAINING = (
 EXPECTED = (weight.features, weight.smoothed_residual, weight.fit_expected)
 KNOWN = {
     "DECODING_VERSION": (3, "8ae7c6ed9d40d537"),
-    "TRAINING_VERSION": (2, "431b35afd509a01a"),
-    "EXPECTED_VERSION": (1, "d002a955883f199d"),
+    "TRAINING_VERSION": (2, "2a8683939537c839"),
+    "EXPECTED_VERSION": (1, "9b9064f1919b5c66"),
 }
 
 

@@ -1,5 +1,4 @@
-"""The MVTec AD folder layout: read it, check it, keep it decoded (Bergmann et al., CVPR 2019).
-
+"""The MVTec AD folder layout: read it, check it, keep it decoded (Bergmann et al., CVPR 2019):
 ``<data_root>/<category>/train/good``, ``test/<defect>``, ``ground_truth/<defect>/<name>_mask.png``.
 """
 

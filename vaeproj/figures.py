@@ -1,5 +1,4 @@
 """Every figure of the tutorial: each a function of arrays, found by its name, drawn the same each time.
-
 `save` keeps a figure's arrays beside its picture, so `redraw` needs neither model nor data and gives the same bytes.
 """
 

@@ -43,7 +43,12 @@ def smooth(maps: Tensor, sigma: float, sigma_wide: float = 0.0) -> Tensor:
 
 def residual_score(vae: VAE, kind: str) -> Score:
     """|x - f(x)| (``l1``), its square (``l2``), or 1 - SSIM(x, f(x)) (``ssim``): the VAE without projection."""
-    return change_score(lambda tiles: torch.cat([vae.reconstruct(part) for part in tiles.split(SCORE_CHUNK)]), kind)
+
+    @torch.no_grad()
+    def painted(tiles: Tensor) -> Tensor:
+        return torch.cat([vae.reconstruct(part) for part in tiles.split(SCORE_CHUNK)])
+
+    return change_score(painted, kind)
 
 
 def projection_score(vae: VAE, config: Config, expected: Tensor) -> Score:
@@ -54,7 +59,6 @@ def projection_score(vae: VAE, config: Config, expected: Tensor) -> Score:
 def change_score(move: Callable[[Tensor], Tensor], kind: str) -> Score:
     """What ``move``, from tiles to tiles, changes, as `difference` measures it."""
 
-    @torch.no_grad()
     def score(tiles: Tensor) -> Tensor:
         pairs = zip(tiles.split(SCORE_CHUNK), move(tiles).split(SCORE_CHUNK), strict=True)
         return torch.cat([difference(a, b, kind) for a, b in pairs])

@@ -1,5 +1,4 @@
 """Metrics of anomaly maps: one sort of all pixels serves every curve, weighted sums along it the bootstrap.
-
 On a GPU the running sums add in any order: the last digits may differ from run to run. On a CPU they do not.
 """
 

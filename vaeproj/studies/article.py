@@ -11,7 +11,6 @@ from ..projection import energy_terms
 BUGS = ("detached_gradient", "swapped_bce", "stale_gradient")
 
 
-@torch.enable_grad()
 def article_loop(vae: VAE, tiles: Tensor, config: Config, bugs: tuple[str, ...] = BUGS, *, eps: float | None = None) -> Tensor:
     """Run the article's loop; with no bugs it ends where `projection.project` does.
 
