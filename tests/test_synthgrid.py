@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,9 @@ def test_the_ring_in_colour_beside_the_grid(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_render_that_ends_early_leaves_nothing_that_a_later_one_keeps(tmp_path, sent, status):
     command = [sys.executable, "-m", "vaeproj", "data", "synth", "--data-root", str(tmp_path)]
-    rendering = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # A shell starts what runs in the background with SIGINT ignored, and a child inherits that.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    rendering = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heard)
     while not list(tmp_path.rglob("*.png")):
         assert rendering.poll() is None
         time.sleep(0.01)
