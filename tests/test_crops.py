@@ -207,3 +207,11 @@ def regions_of(pixels: set[tuple[int, int]]) -> list[set[tuple[int, int]]]:
 
 def test_an_empty_mask_gives_the_middle():
     assert centred_crop(torch.zeros(3, 20, 30), torch.zeros(20, 30), 10) == (5, 10)
+
+
+def test_crops_of_white_images_are_no_whiter_than_white():
+    white = torch.full((1, 1, 96, 96), 255, dtype=torch.uint8)
+    sampler = CropSampler(white, Config(image_size=96, crop_size=32, stride=32))
+    rows = sampler.draw(torch.zeros(200, dtype=torch.long), torch.Generator().manual_seed(0))
+    assert sampler.gather(rows).max() > 1  # by a rounding, once turned
+    assert sampler.sample(200, torch.Generator().manual_seed(0)).max() <= 1

@@ -65,7 +65,8 @@ class CropSampler:
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """``count`` crops of images chosen at random, float32 [count, C, crop, crop] in [0, 1]."""
         index = torch.randint(len(self.images), (count,), generator=generator)
-        return self.gather(self.draw(index, generator).to(self.images.device))
+        # Interpolation may leave [0, 1] by a rounding, where an entropy is not defined.
+        return self.gather(self.draw(index, generator).to(self.images.device)).clamp(0, 1)
 
 
 def tile_starts(length: int, crop_size: int, stride: int) -> list[int]:
