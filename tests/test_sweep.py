@@ -23,7 +23,6 @@ from distributed import Client, LocalCluster
 from sklearn.metrics import roc_auc_score
 
 from vaeproj.cli.commands import main
-from vaeproj.cli.download import CATEGORIES
 from vaeproj.cli.runner import find_notebook, run
 from vaeproj.config import parse_settings
 from vaeproj.localization import anomaly_maps, residual_score, smooth
@@ -31,7 +30,7 @@ from vaeproj.metrics import METRICS
 from vaeproj.studies import sweep as module
 from vaeproj.studies.comparison import own_maps
 from vaeproj.studies.sweep import expand, measure, read_spec, sweep
-from vaeproj.workspace import Workspace
+from vaeproj.workspace import MVTEC_AD, Workspace
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SMALL = "image_size=32 crop_size=16 stride=8 latent_dim=8 steps=2 batch_size=4"
@@ -352,7 +351,7 @@ def test_the_page_holds_the_rows_and_the_fifteen_categories(bench):
     ]
     data = json.loads(data.removeprefix("const {rows, all} = ").removesuffix(";"))
     assert (
-        [row["alpha"] for row in data["rows"]] == [0.1, 0.2, 0.4] and data["all"] == list(CATEGORIES) and len(data["all"]) == 15
+        [row["alpha"] for row in data["rows"]] == [0.1, 0.2, 0.4] and data["all"] == list(MVTEC_AD) and len(data["all"]) == 15
     )
 
 
@@ -398,7 +397,7 @@ def test_the_page_shows_the_best_lines_and_the_table_of_categories(tmp_path):
     assert line[5] == f"{values.mean():.3f} ± {values.std(ddof=1):.3f}".replace("0.", ".") and line[6] == ""
     assert [line[6] for line in lines if line[0].startswith("bottle")] == [".922", ".922"]
     missing = {line[0]: line[6] for line in lines if line[1] == "missing"}
-    assert list(missing) == [name for name in CATEGORIES if name != "bottle"] and missing["grid"] == ".961"
+    assert list(missing) == [name for name in MVTEC_AD if name != "bottle"] and missing["grid"] == ".961"
 
 
 # --- the command

@@ -28,6 +28,7 @@ from .weight import EXPECTED_VERSION, fit_expected
 NORMAL_CROPS = 512  # training crops that say which residual is normal
 OBJECTS = ("bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor", "zipper", "ring")
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
+MVTEC_AD = sorted({*OBJECTS, *TEXTURES} - {"ring"})  # that object is SynthGrid's
 
 
 @dataclass(frozen=True)

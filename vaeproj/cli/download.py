@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from ..config import UserError
 from ..files import written_whole
-from ..workspace import OBJECTS, TEXTURES
+from ..workspace import MVTEC_AD
 
-CATEGORIES = tuple(sorted({*OBJECTS, *TEXTURES} - {"ring"}))  # that object is SynthGrid's
 ARCHIVE = "mvtec_anomaly_detection.tar.xz"
 ARCHIVE_URL = f"https://www.mydrive.ch/shares/38536/3830184030e49fe74747669442f0f283/download/420938113-1629960298/{ARCHIVE}"
 ARCHIVE_SHA256 = "cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d"
@@ -27,7 +26,7 @@ def download(data_root: Path, *, category: str | None = None, url: str = ARCHIVE
     """Fetch the archive, going on where a transfer broke off, verify its hash, unpack one category or all, each whole or
     not at all. A `UserError` for a category that is there already or not in the archive, a failed transfer, a wrong hash.
     """
-    wanted = [category] if category else list(CATEGORIES)
+    wanted = [category] if category else MVTEC_AD
     if taken := [name for name in wanted if (data_root / name).exists()]:
         raise UserError(f"{data_root / taken[0]} exists already: remove it, or pass --data-root another folder.")
     data_root.mkdir(parents=True, exist_ok=True)
@@ -52,7 +51,7 @@ def download(data_root: Path, *, category: str | None = None, url: str = ARCHIVE
         reason = str(error).split("\n")[0].rstrip(".:")
         raise UserError(f"{url} cannot be unpacked ({reason}): the file was removed; try another --url.") from error
     if not folders:
-        raise UserError(f"The archive holds no category '{category}'; it has {', '.join(CATEGORIES)}.")
+        raise UserError(f"The archive holds no category '{category}'; it has {', '.join(MVTEC_AD)}.")
     archive.unlink()
 
 

@@ -18,13 +18,12 @@ from distributed import Client, Nanny, Scheduler, SpecCluster, as_completed
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..cli.download import CATEGORIES as MVTEC_AD
 from ..cli.runner import find_notebook, run
 from ..config import RESULTS_DIR, Config, UserError, parse_settings
 from ..files import written_whole
 from ..metrics import METRICS
 from ..training import TRAINING_VERSION, checkpoint_path, find_or_train
-from ..workspace import OBJECTS, Request, Workspace
+from ..workspace import MVTEC_AD, OBJECTS, Request, Workspace
 from .cache import code_digest
 from .comparison import judge, own_metrics, scores
 
