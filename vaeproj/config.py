@@ -186,10 +186,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "constant",
     },
     # The highest localization with the article's network on the real grid; choosing_best.md has what was tried and seen.
-    "best": {
-        "steps": 8000, "alpha": 0.1, "iterations": 60, "tolerance": 2.0, "hardness": 2.0, "coarse_weight": 4.0,
-        "score": "l1_ssim", "sigma_wide": 18.0,
-    },
+    "best": {"steps": 8000, "iterations": 60, "coarse_weight": 1.0, "score": "l1_ssim", "sigma_wide": 18.0},
     # An object fills the picture and keeps its pose: one upright crop of the whole, since a part of it says nothing without its
     # place. Chosen on pasted defects: results/reference/choosing_object.md.
     "object": {
