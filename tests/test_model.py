@@ -123,6 +123,22 @@ def test_frozen_computes_what_eval_mode_does(seasoned_vae, seed, size):
         assert torch.equal(value, before[name])
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_the_gradient_through_a_frozen_network_is_the_plain_ones(seasoned_vae, changed):
+    vae = seasoned_vae().double()
+    still = frozen(vae, torch.float64)
+    if changed:  # weights altered in place: freezing again takes them over
+        vae.decoder[3].weight.detach().mul_(1.5)
+        still.decoder[2].weight.mul_(1.5)
+        still = frozen(still, torch.float64)
+    gradients = []
+    for network in (vae, still):
+        x = torch.rand(3, 1, 16, 16, generator=generator()).double().requires_grad_()
+        gradients += torch.autograd.grad(network.decode(network.encode(x)[0]).square().sum(), x)
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    assert gradients[0].abs().max() > 1e-3
+
+
 def test_images_of_a_batch_do_not_touch_one_another(seasoned_vae):
     for vae in (seasoned_vae(), frozen(seasoned_vae())):
         x = torch.rand(5, 1, 16, 16, generator=generator())

@@ -70,11 +70,8 @@ def _sheet(pictures: Sequence[np.ndarray | None], t: int, white: float) -> Image
             draw.text((x, y - 9), title, "black", FONT, "ls")
     x, y = CORNERS[-1]
     sheet.paste(Image.fromarray(MAGMA[::-1, None]).resize((BAR, PANEL)), (x, y))
-    for text, height, anchor in (
-        (f"≥ {white / 255:.2f}", 0, "la"),
-        ("grey level\n(0 to 1)", PANEL / 2, "lm"),
-        ("0", PANEL, "ls"),
-    ):
+    marks = ((f"≥ {white / 255:.2f}", 0, "la"), ("grey level\n(0 to 1)", PANEL / 2, "lm"), ("0", PANEL, "ls"))
+    for text, height, anchor in marks:
         draw.text((x + BAR + 8, y + height), text, "black", FONT, anchor)
     return sheet
 

@@ -27,9 +27,7 @@ def write(path: Path, tensors: dict[str, Tensor], made: dict[str, Any]) -> None:
 
 
 def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write` wrote: the tensors whose names start with ``prefix``, and what made them. A
-    `UserError` for a file that cannot be read or was cut short.
-    """
+    """What `write` wrote: tensors whose names start with ``prefix``, and what made them; a `UserError` for a broken file."""
     try:
         with safe_open(path, "pt") as file:
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)

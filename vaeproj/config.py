@@ -61,19 +61,13 @@ class Config:
         "article: cross-entropy instead of the squared error",
         ("anchored", "paper", "plain", "article"),
     )  # fmt: skip
-    gradient: str = _param(
-        "full", "projection", "full: through the VAE (paper); detached: f(x) held fixed", ("full", "detached")
-    )
+    gradient: str = _param("full", "projection", "full: through the VAE (paper); detached: f(x) fixed", ("full", "detached"))
     alpha: float = _param(0.25, "projection", "step size; anchored: a tile's first one", (0, 100))
     iterations: int = _param(16, "projection", "gradient steps on the image", (0, 10**5))
     lam: float = _param(0.05, "projection", "weight of |x - x_0|_1; not in anchored", (0, 100), "recalled from the paper")
-    tolerance: float = _param(
-        1.7, "projection", "anchored: how many times the normal residual (root of the squared one) weighs one half", (0.1, 100)
-    )
+    tolerance: float = _param(1.7, "projection", "anchored: a residual of so many times the normal one weighs 1/2", (0.1, 100))
     hardness: float = _param(4.0, "projection", "anchored: exponent that sharpens the weight into a mask", (0.1, 100))
-    coarse_weight: float = _param(
-        0.0, "projection", "weight of a second term beside the squared error: x - f(x) smoothed, squared", (0, 100)
-    )
+    coarse_weight: float = _param(0.0, "projection", "weight of a second term: x - f(x) smoothed, then squared", (0, 100))
 
     stride: int = _param(64, "localization", "distance between overlapping tiles, pixels", (1, 512))
     score: str = _param(
@@ -82,9 +76,7 @@ class Config:
         ("l1", "l2", "ssim", "l1_ssim"),
     )  # fmt: skip
     sigma: float = _param(4.0, "localization", "Gaussian that smooths the anomaly map, pixels; 0: none", (0, 64))
-    sigma_wide: float = _param(
-        0.0, "localization", "a wider one, pixels: the map is the geometric mean of both; 0: none", (0, 64)
-    )
+    sigma_wide: float = _param(0.0, "localization", "a wider one, pixels: the map is their geometric mean; 0: none", (0, 64))
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -186,7 +178,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "constant",
     },
     # The highest localization with the article's network on the real grid; choosing_best.md has what was tried and seen.
-    "best": {"steps": 8000, "iterations": 60, "coarse_weight": 1.0, "score": "l1_ssim", "sigma_wide": 18.0},
+    "best": {
+        "steps": 8000, "alpha": 0.1, "iterations": 60, "tolerance": 2.0, "hardness": 2.0, "coarse_weight": 4.0,
+        "score": "l1_ssim", "sigma_wide": 18.0,
+    },
     # An object fills the picture and keeps its pose: one upright crop of the whole, since a part of it says nothing without its
     # place. Chosen on pasted defects: results/reference/choosing_object.md.
     "object": {

@@ -434,7 +434,7 @@ def ablation(labels: Array, change: Array, spread: Array) -> Figure:
 
 
 def network_sizes(millions: Array, ap: Array, names: Array) -> Figure:
-    """What size buys after equal minutes of training: localization, pixel AP [K], against parameters [K]."""
+    """What size buys: localization, pixel AP [K], against parameters [K]."""
     drawn, (axis,) = _axes(4.5, 2.5, 1)
     axis.semilogx(millions, ap, "o-", ms=4)
     for x, y, name in zip(millions, ap, names, strict=True):

@@ -128,9 +128,7 @@ def evaluate(
 
 
 def psnr(image: Tensor, truth: Tensor, where: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, [B], of each image [B, C, H, W] in [0, 1] over the pixels of ``where``, bool [B, H, W];
-    nan without such pixels.
-    """
+    """Peak signal-to-noise ratio, dB, [B], of images [B, C, H, W] in [0, 1] over ``where``, bool [B, H, W]; nan if empty."""
     weight = where[:, None].expand_as(image).double()
     error = ((image.double() - truth.double()).square() * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
     return -10 * error.log10()

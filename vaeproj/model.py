@@ -1,6 +1,7 @@
 """The article's variational autoencoder and its loss."""
 
 import copy
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Self
@@ -55,6 +56,19 @@ class _Unflatten(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.unflatten(1, self.shape).permute(0, 3, 1, 2)
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """A dense layer whose weights stand still. The gradient takes W^T, kept beside W: a CPU reads rows faster than columns."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: nn.Linear, x: Tensor) -> Tensor:
+        ctx.turned = layer.turned
+        return F.linear(x, layer.weight, layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, F.linear(gradients[0], ctx.turned)
 
 
 class VAE(nn.Module):
@@ -139,9 +153,8 @@ def elbo_loss(logits: Tensor, x: Tensor, mean: Tensor, log_var: Tensor) -> tuple
 
 
 def frozen(vae: VAE, dtype: torch.dtype = torch.float32) -> VAE:
-    """A copy in eval mode for use on images: no weight gradients, each BatchNorm folded into the layer before it.
-    It computes what the original computes in eval mode, with fewer passes over the activations. ``dtype`` is the precision of
-    weights and activations; folding happens in that of ``vae``.
+    """A copy in eval mode for use on images: no weight gradients, each BatchNorm folded, in the precision of ``vae``, into the
+    layer before it; then ``dtype`` for weights and activations. It computes what the original does in eval mode, but faster.
     """
     vae = copy.deepcopy(vae).eval().requires_grad_(False)
     for name in ("encoder", "decoder"):
@@ -154,4 +167,7 @@ def frozen(vae: VAE, dtype: torch.dtype = torch.float32) -> VAE:
             else:
                 folded.append(nn.LeakyReLU(SLOPE, inplace=True) if isinstance(layer, nn.LeakyReLU) else layer)
         setattr(vae, name, nn.Sequential(*folded))
-    return vae.to(dtype)
+    for layer in (layer for layer in vae.to(dtype).modules() if isinstance(layer, nn.Linear)):
+        layer.register_buffer("turned", layer.weight.t().contiguous(), persistent=False)
+        layer.forward = functools.partial(_FrozenLinear.apply, layer)  # type: ignore[method-assign]
+    return vae

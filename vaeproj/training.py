@@ -137,7 +137,7 @@ def fit(images: Tensor, config: Config, *, partial: Path | None = None, progress
         if (t + 1) % LOOK_EVERY and t + 1 < len(batches):
             continue
         bce, kl = record["history"][max(0, t + 1 - LOOK_EVERY) : t + 1].mean(0).tolist()
-        bar.set_postfix(bce=f"{bce:.0f}", kl=f"{kl:.1f}")
+        bar.set_postfix(bce=f"{bce:.0f}", kl=f"{kl:.1f}", refresh=False)
         if not math.isfinite(bce + kl):
             raise UserError(f"The loss is not finite near step {t + 1}: lower learning_rate = {config.learning_rate}.")
         if partial is not None and t + 1 < len(batches) and time.perf_counter() - saved > SAVE_EVERY:

@@ -99,7 +99,7 @@ def packed(vae: VAE, *, int8: bool = True) -> tuple[dict[str, Any], VAE]:
             head.append([key, str(part.dtype).removeprefix("torch."), list(part.shape), len(data)])
             content = part.cpu().numpy().tobytes()
             data += content + bytes(-len(content) % 4)  # floats begin at multiples of four
-    return {"head": head, "data": b64encode(gzip.compress(data, mtime=0)).decode()}, rounded
+    return {"head": head, "data": b64encode(gzip.compress(data, mtime=0)).decode()}, frozen(rounded)
 
 
 def _png(image: Tensor | None) -> str | None:
