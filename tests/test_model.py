@@ -1,5 +1,7 @@
 """The network is the article's, its loss the article's formula, and what runs on images computes the same."""
 
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -137,6 +139,18 @@ def test_the_gradient_through_a_frozen_network_is_the_plain_ones(seasoned_vae, c
         gradients += torch.autograd.grad(network.decode(network.encode(x)[0]).square().sum(), x)
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
     assert gradients[0].abs().max() > 1e-3
+
+
+def test_a_frozen_network_is_gone_with_its_last_name(seasoned_vae):
+    """A circle of references would keep its weights until the next garbage collection, network after network."""
+    still = frozen(seasoned_vae())
+    seen = weakref.ref(still.decoder[0])
+    gc.disable()
+    try:
+        del still
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_images_of_a_batch_do_not_touch_one_another(seasoned_vae):

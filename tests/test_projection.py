@@ -305,15 +305,17 @@ def test_an_iteration_never_waits_for_a_value(seasoned_vae):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize(("dtype", "mean"), [(torch.float32, 2e-4), (torch.float16, 5e-4)])
 @pytest.mark.parametrize(("chunk", "changes"), [(3, {}), (2048, {}), (2048, {"descent": "paper"})])
-def test_on_a_gpu_the_descent_is_the_same(vae, expected, chunk, changes, monkeypatch):
+def test_on_a_gpu_the_descent_is_the_same(vae, expected, chunk, changes, dtype, mean, monkeypatch):
     x_0, settings = graded(vae, 9), config(**changes)
     wanted = project(vae, x_0, settings, expected)
     monkeypatch.setattr(projection, "CUDA_CHUNK", chunk)
-    done = project(frozen(vae, torch.float16).cuda(), x_0.cuda(), settings, expected.cuda())
-    # The network runs in fp16 there: one part in 1000 of a residual, and a step may be taken back here and not there. Seen on
-    # an H100: .0003 on average; a CPU in fp16 differs from itself in fp32 by .0005.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    done = project(frozen(vae, dtype).cuda(), x_0.cuda(), settings, expected.cuda())
+    # In fp16, one part in 1000 of a residual, a step may be taken back here and not there. Seen on an H100: .0003 on average;
+    # a CPU in fp16 differs from itself in fp32 by .0005.
     difference = (done.cpu() - wanted).abs()
     assert difference.max() < 5e-3
-    assert difference.mean() < 5e-4
+    assert difference.mean() < mean
     assert (wanted - x_0).abs().mean() > 0.02

@@ -44,9 +44,7 @@ def save(name: str, folder: Path, fingerprint: str, **arrays: object) -> Figure:
 
 
 def redraw(name: str, folder: Path) -> Figure:
-    """Draw a figure again from the arrays that `save` kept, to the same bytes; a `UserError` where there is no
-    figure of that name or the run did not make it.
-    """
+    """Draw a figure again, to the same bytes, from what `save` kept; a `UserError` for no such figure, or none in the run."""
     if name not in FIGURES:
         raise UserError(f"There is no figure '{name}'; the names are {', '.join(sorted(FIGURES))}.")
     path = folder / f"{name}.npz"

@@ -1,7 +1,6 @@
 """The article's variational autoencoder and its loss."""
 
 import copy
-import functools
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Self
@@ -58,17 +57,22 @@ class _Unflatten(nn.Module):
         return x.unflatten(1, self.shape).permute(0, 3, 1, 2)
 
 
-class _FrozenLinear(torch.autograd.Function):
-    """A dense layer whose weights stand still. The gradient takes W^T, kept beside W: a CPU reads rows faster than columns."""
+class _Product(torch.autograd.Function):
+    """x W^T + b for weights that stand still. The gradient takes W^T, kept beside W: a CPU reads rows faster than columns."""
 
     @staticmethod
-    def forward(ctx: Any, layer: nn.Linear, x: Tensor) -> Tensor:
-        ctx.turned = layer.turned
-        return F.linear(x, layer.weight, layer.bias)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, turned: Tensor) -> Tensor:
+        ctx.turned = turned
+        return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        return None, F.linear(gradients[0], ctx.turned)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return F.linear(gradients[0], ctx.turned), None, None, None
+
+
+class _FrozenLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return _Product.apply(x, self.weight, self.bias, self.turned)
 
 
 class VAE(nn.Module):
@@ -169,5 +173,5 @@ def frozen(vae: VAE, dtype: torch.dtype = torch.float32) -> VAE:
         setattr(vae, name, nn.Sequential(*folded))
     for layer in (layer for layer in vae.to(dtype).modules() if isinstance(layer, nn.Linear)):
         layer.register_buffer("turned", layer.weight.t().contiguous(), persistent=False)
-        layer.forward = functools.partial(_FrozenLinear.apply, layer)  # type: ignore[method-assign]
+        layer.__class__ = _FrozenLinear
     return vae

@@ -245,9 +245,7 @@ def through_time(ws: Workspace, every: int = 8) -> dict[str, dict[str, np.ndarra
 
 
 def repair_gain(rows: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, list[float]]]:
-    """How far the last of `restoration`'s rows lies above the others but for the first two: mean over images of the difference
-    of ``psnr_inside`` and of ``psnr_outside``, dB, each with its standard error.
-    """
+    """How far the last of `restoration`'s rows lies above all but the first two: mean over images, dB, and standard error."""
     *others, (_, own) = rows.items()
     gain: dict[str, dict[str, list[float]]] = {}
     for method, row in others[2:]:
