@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 from vaeproj.config import Config
+from vaeproj.device import has_native_bf16
 from vaeproj.model import VAE, elbo_loss, frozen
 
 
@@ -139,6 +140,26 @@ def test_the_gradient_through_a_frozen_network_is_the_plain_ones(seasoned_vae, c
         gradients += torch.autograd.grad(network.decode(network.encode(x)[0]).square().sum(), x)
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
     assert gradients[0].abs().max() > 1e-3
+
+
+@pytest.mark.skipif(not has_native_bf16(torch.device("cpu")), reason="needs a CPU with native bfloat16")
+@pytest.mark.parametrize("batch", [1, 5, 64])
+def test_weights_in_the_processors_own_order_give_the_same_bits(seasoned_vae, batch):
+    """The same dense layers, computed by `F.linear` with weights in rows."""
+    own, plain = (frozen(seasoned_vae(), torch.bfloat16) for _ in range(2))
+    layers = [layer for layer in plain.modules() if isinstance(layer, torch.nn.Linear)]
+    assert len(layers) == 4
+    for layer in layers:
+        assert layer.packed.is_mkldnn
+        layer.packed, layer.turned = layer.weight, layer.weight.t().contiguous()
+    seen = []
+    for vae in (own, plain):
+        x = torch.rand(batch, 1, 16, 16, generator=generator()).requires_grad_()
+        logits = vae.logits(x)
+        seen += [logits, *torch.autograd.grad(logits.square().sum(), x)]
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[1], seen[3])
+    assert seen[1].abs().max() > 1e-3
 
 
 def test_a_frozen_network_is_gone_with_its_last_name(seasoned_vae):

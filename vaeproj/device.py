@@ -25,10 +25,8 @@ def set_up_device(name: str = "auto") -> torch.device:
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         # It gives large blocks that are freed back to the system, and a training step, which frees its gradients, spends nearly
         # half its time on page faults for the same memory (`benchmarks/README.md`): have it keep them.
-        libc = ctypes.CDLL(None)
-        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-        libc.mallopt(m_mmap_max, 0)  # no block apart from the heap ...
-        libc.mallopt(m_trim_threshold, -1)  # ... and the heap never shrinks
+        for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX: no block beside the heap; M_TRIM_THRESHOLD: it never shrinks
+            ctypes.CDLL(None).mallopt(option, value)
     return device
 
 

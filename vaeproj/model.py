@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from .config import Config
+from .device import has_native_bf16
 
 SLOPE = 0.2  # of every LeakyReLU
 
@@ -58,21 +59,25 @@ class _Unflatten(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + b for weights that stand still. The gradient takes W^T, kept beside W: a CPU reads rows faster than columns."""
+    """x W^T + b for weights that stand still, kept with W^T as `frozen` makes them: a CPU reads rows faster."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, turned: Tensor) -> Tensor:
         ctx.turned = turned
-        return F.linear(x, weight, bias)
+        return _linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return F.linear(gradients[0], ctx.turned), None, None, None
+        return _linear(gradients[0], ctx.turned), None, None, None
 
 
 class _FrozenLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return _Product.apply(x, self.weight, self.bias, self.turned)
+        return _Product.apply(x, self.packed, self.bias, self.turned)
+
+
+def _linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "") if w.is_mkldnn else F.linear(x, w, bias)
 
 
 class VAE(nn.Module):
@@ -95,7 +100,7 @@ class VAE(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         side = crop_size // 2 ** len(widths)
-        self.shape = (channels, crop_size, crop_size)
+        self.shape, self.latent_dim = (channels, crop_size, crop_size), latent_dim
         first, *_, last = widths
         features = last * side * side
         conv: dict[str, Any] = {"kernel_size": 4, "stride": 2, "padding": 1}
@@ -118,10 +123,6 @@ class VAE(nn.Module):
     def of(cls, config: Config, channels: int) -> Self:
         """The network that ``config`` describes, for images of so many channels."""
         return cls(config.latent_dim, config.crop_size, channels, [int(w) for w in config.widths.split("-")], config.hidden)
-
-    @property
-    def latent_dim(self) -> int:
-        return self.posterior.out_features // 2
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures x [B, C, H, W] in [0, 1] -> mean and log-variance of q(z | x), each [B, latent_dim]."""
@@ -171,7 +172,11 @@ def frozen(vae: VAE, dtype: torch.dtype = torch.float32) -> VAE:
             else:
                 folded.append(nn.LeakyReLU(SLOPE, inplace=True) if isinstance(layer, nn.LeakyReLU) else layer)
         setattr(vae, name, nn.Sequential(*folded))
+    # A CPU's product in bf16 reads weights in an order of its own, and would bring them into it at every call: the same bits.
+    own_order = dtype == torch.bfloat16 and vae.posterior.weight.is_cpu and has_native_bf16(torch.device("cpu"))
+    ready = torch.ops.mkldnn._reorder_linear_weight if own_order else Tensor.contiguous
     for layer in (layer for layer in vae.to(dtype).modules() if isinstance(layer, nn.Linear)):
-        layer.register_buffer("turned", layer.weight.t().contiguous(), persistent=False)
+        layer.register_buffer("packed", ready(layer.weight.data), persistent=False)
+        layer.register_buffer("turned", ready(layer.weight.t().contiguous()), persistent=False)
         layer.__class__ = _FrozenLinear
     return vae

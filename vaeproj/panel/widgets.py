@@ -150,7 +150,8 @@ class Panel(widgets.HBox):
         kinds = sorted(set(self.ws.test.defects), key=lambda kind: (kind == "good", kind))
         self.defect = widgets.Dropdown(description="defect", options=kinds, value=name.split("/")[0], **LABELLED)
         self.image = widgets.Dropdown(description="image", **LABELLED)
-        widgets.dlink((self.defect, "value"), (self.image, "options"), self._images)
+        named = [(stem, f"{kind}/{stem}") for kind, _, stem in (each.partition("/") for each in self.ws.test.names)]
+        widgets.dlink((self.defect, "value"), (self.image, "options"), lambda d: [n for n in named if n[1].startswith(f"{d}/")])
         self.image.value = name
         whole, side = self.ws.config.image_size, self.ws.config.crop_size
         self.crop = Stage(
@@ -187,9 +188,6 @@ class Panel(widgets.HBox):
         """What the controls say now."""
         values = {name: knob.value for name, knob in self.knobs.items()}
         return Setting(self.image.value, self.crop.at, self.ws.config.replace(**values))
-
-    def _images(self, kind: str) -> list[tuple[str, str]]:
-        return [(name.split("/")[1], name) for name in self.ws.test.names if name.split("/")[0] == kind]
 
     def _thumbnail(self, name: str) -> bytes:
         i, test = self.ws.test.index(name), self.ws.test
