@@ -16,7 +16,7 @@ TRAINING = (
 EXPECTED = (weight.features, weight.smoothed_residual, weight.fit_expected)
 KNOWN = {
     "DECODING_VERSION": (3, "8ae7c6ed9d40d537"),
-    "TRAINING_VERSION": (2, "4735508432823125"),
+    "TRAINING_VERSION": (2, "d739581f27c67e5b"),
     "EXPECTED_VERSION": (1, "9b9064f1919b5c66"),
 }
 

@@ -12,8 +12,8 @@ import papermill
 import pytest
 from PIL import Image
 
-from vaeproj.cli.runner import NOTEBOOK_DIR, run
 from vaeproj.config import PROJECT_ROOT
+from vaeproj.runner import NOTEBOOK_DIR, run
 from vaeproj.workspace import Request
 
 NOTEBOOKS = sorted(NOTEBOOK_DIR.glob("[0-9][0-9]_*.ipynb"))

@@ -11,6 +11,7 @@ import sys
 import threading
 import tomllib
 from collections import defaultdict
+from graphlib import TopologicalSorter
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import packages_distributions
 
@@ -132,6 +133,33 @@ def test_every_import_is_a_declared_dependency(folder, declared):
         for module in {m.split(".")[0] for m in imported_modules(source)} - sys.stdlib_module_names - ours:
             packages = {canonicalize_name(p) for p in providers.get(module, [module])}
             assert packages & names, f"{path.name} imports {module}, which pyproject.toml does not list"
+
+
+CORE = ["config", "device", "files", "data", "crops", "model", "checkpoint", "training"]
+CORE += ["blur", "weight", "projection", "localization"]
+ROOMS = ("synthgrid", "studies", "panel", "cli")
+
+
+def test_imports_run_one_way():
+    """Downwards and without a circle; no room is imported by the core, and none by another that it imports."""
+    package = PROJECT_ROOT / "vaeproj"
+    imports = {}
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package).with_suffix("").parts
+        relative = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.level]
+        imports[parts] = set()
+        for node in relative:
+            base = (*parts[: len(parts) - node.level], *(node.module or "").split(".")) if node.module else parts[: -node.level]
+            imports[parts] |= {base} | {(*base, alias.name) for alias in node.names}
+    modules = {parts: imported & set(imports) for parts, imported in imports.items()}
+    assert sum(map(len, modules.values())) > 100
+    TopologicalSorter(modules).prepare()  # raises CycleError
+    for name in CORE:
+        assert not {parts[0] for parts in modules[(name,)]} & {*ROOMS, "workspace", "figures"}, name
+    rooms = {
+        room: {p[0] for m, imported in modules.items() if m[0] == room for p in imported} & {*ROOMS} - {room} for room in ROOMS
+    }
+    TopologicalSorter(rooms).prepare()
 
 
 def test_citation_names_the_software_and_the_paper():

@@ -13,9 +13,9 @@ import torch
 from conftest import contents, write_image
 
 from vaeproj.cli.commands import main
-from vaeproj.cli.runner import publish, run
 from vaeproj.device import describe
 from vaeproj.figures import save
+from vaeproj.runner import publish, run
 from vaeproj.workspace import Request
 
 ONE_CELL = """

@@ -24,10 +24,10 @@ from filelock import FileLock
 from sklearn.metrics import roc_auc_score
 
 from vaeproj.cli.commands import main
-from vaeproj.cli.runner import find_notebook, run
 from vaeproj.config import parse_settings
 from vaeproj.localization import anomaly_maps, residual_score, smooth
 from vaeproj.metrics import METRICS
+from vaeproj.runner import find_notebook, run
 from vaeproj.studies import sweep as module
 from vaeproj.studies.comparison import own_maps
 from vaeproj.studies.sweep import expand, measure, read_spec, sweep

@@ -70,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(notebooks: list[str], settings: list[str], **asked: str) -> Iterator[str]:
+    from ..runner import TUTORIAL, run
     from ..workspace import Request
-    from .runner import TUTORIAL, run
 
     yield f"Done: {run(tuple(notebooks) or TUTORIAL, Request(settings=' '.join(settings), **asked))}"
 
@@ -104,7 +104,7 @@ def _sweep(spec: str, scheduler: str, out: str) -> Iterator[str]:
 
 
 def _publish(run: str) -> Iterator[str]:
-    from .runner import publish
+    from ..runner import publish
 
     yield from map(str, publish(Path(run)))
 

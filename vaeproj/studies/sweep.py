@@ -18,10 +18,10 @@ from distributed import Client, Nanny, Scheduler, SpecCluster, as_completed
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..cli.runner import find_notebook, run
 from ..config import RESULTS_DIR, Config, UserError, parse_settings
 from ..files import written_whole
 from ..metrics import METRICS
+from ..runner import find_notebook, run
 from ..training import TRAINING_VERSION, checkpoint_path, find_or_train
 from ..workspace import MVTEC_AD, OBJECTS, Request, Workspace
 from .cache import code_digest

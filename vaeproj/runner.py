@@ -18,10 +18,10 @@ from typing import Any
 import nbformat
 import papermill
 
-from ..config import PROJECT_ROOT, UserError
-from ..device import describe
-from ..files import written_whole
-from ..workspace import Request, Workspace
+from .config import PROJECT_ROOT, UserError
+from .device import describe
+from .files import written_whole
+from .workspace import Request, Workspace
 
 NOTEBOOK_DIR = PROJECT_ROOT / "notebooks"
 TUTORIAL = ("01", "02", "03", "04", "05")  # what a run without names executes
