@@ -185,7 +185,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # An object fills the picture and keeps its pose: one upright crop of the whole, since a part of it says nothing without its
     # place. Chosen on pasted defects: results/reference/choosing_object.md.
     "object": {
-        "image_size": 128, "rotation": False, "steps": 1500, "learning_rate": 2e-3, "stride": 128, "alpha": 0.1, "iterations": 40,
-        "tolerance": 3.0, "hardness": 1.0, "score": "l1_ssim", "sigma": 2.0,
+        "image_size": 128, "rotation": False, "steps": 1500, "learning_rate": 2e-3, "stride": 128, "alpha": 0.1,
+        "iterations": 40, "tolerance": 3.0, "hardness": 1.0, "score": "l1_ssim", "sigma": 2.0,
     },
 }  # fmt: skip
