@@ -1,5 +1,6 @@
 """The network is the article's, its loss the article's formula, and what runs on images computes the same."""
 
+import copy
 import gc
 import weakref
 from functools import partial
@@ -140,6 +141,19 @@ def test_the_gradient_through_a_frozen_network_is_the_plain_ones(seasoned_vae, c
         gradients += torch.autograd.grad(network.decode(network.encode(x)[0]).square().sum(), x)
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
     assert gradients[0].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_network_can_be_copied_and_frozen_again(seasoned_vae, dtype):
+    still, x = frozen(seasoned_vae(), dtype), torch.rand(3, 1, 16, 16, generator=generator())
+    copied = copy.deepcopy(still)
+    assert not any(p.requires_grad for p in copied.parameters())
+    torch.testing.assert_close(copied.logits(x), still.logits(x))
+    torch.testing.assert_close(frozen(still, dtype).logits(x), still.logits(x))
+    with torch.no_grad():
+        before = still.logits(x)
+        copied.decoder[2].weight.mul_(1.5)
+    assert torch.equal(still.logits(x), before)
 
 
 @pytest.mark.skipif(not has_native_bf16(torch.device("cpu")), reason="needs a CPU with native bfloat16")

@@ -75,6 +75,11 @@ class _FrozenLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return _Product.apply(x, self.packed, self.bias, self.turned)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:  # a plain one: weights in the processor's order have no copy
+        plain = nn.Linear(self.in_features, self.out_features, device=self.weight.device, dtype=self.weight.dtype)
+        plain.load_state_dict(self.state_dict())
+        return plain.requires_grad_(False)
+
 
 def _linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "") if w.is_mkldnn else F.linear(x, w, bias)

@@ -8,7 +8,6 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import __version__
 from ..animation import data_url, levels
@@ -66,8 +65,9 @@ def page_data(ws: Workspace) -> dict[str, Any]:
     crops = []
     for i, (name, mask, picture) in enumerate(zip(names, masks, vae.reconstruct(x_0), strict=True)):
         shown = {"image": x_0[i], "f": picture, "truth": truth.get(name), "mask": mask[None].float() if mask.any() else None}
-        crops.append({"name": name, "defect": name.split("/")[0]} | {key: _png(shown[key]) for key in shown})
-        crops[-1]["results"] = {descent: _png(x_t[i]) for descent, x_t in results.items()}
+        pictures = {key: value if value is None else data_url(levels(value.cpu().numpy())) for key, value in shown.items()}
+        crops.append({"name": name, "defect": name.split("/")[0]} | pictures)
+        crops[-1]["results"] = {descent: data_url(levels(x_t[i].cpu().numpy())) for descent, x_t in results.items()}
     state = energy_gradient(vae, x_0[:1], x_0[:1], anchored, ws.expected, x_0.new_full((1,), anchored.alpha))
     run = {name: getattr(ws.request, name) for name in ("preset", "settings", "category")}
     check = {"x": (255 * x_0[0]).round().byte(), "f": state.reconstruction, "gradient": state.gradient}
@@ -100,7 +100,3 @@ def packed(vae: VAE, *, int8: bool = True) -> tuple[dict[str, Any], VAE]:
             content = part.cpu().numpy().tobytes()
             data += content + bytes(-len(content) % 4)  # floats begin at multiples of four
     return {"head": head, "data": b64encode(gzip.compress(data, mtime=0)).decode()}, frozen(rounded)
-
-
-def _png(image: Tensor | None) -> str | None:
-    return None if image is None else data_url(levels(image.cpu().numpy()))
