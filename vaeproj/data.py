@@ -90,8 +90,9 @@ def check(folder: Path) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for split in ("train", "test"):
         for defect in load_split(folder, split, 64).defects:
-            masked = defect != "good" and (folder / "ground_truth").is_dir()
-            counts.update([f"{split}/{defect}", f"ground_truth/{defect}"][: 1 + masked])
+            counts[f"{split}/{defect}"] += 1
+            if defect != "good" and (folder / "ground_truth").is_dir():
+                counts[f"ground_truth/{defect}"] += 1
     return dict(counts)
 
 

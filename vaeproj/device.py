@@ -51,9 +51,8 @@ def describe(device: torch.device) -> dict[str, Any]:
     cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu}, {torch.backends.cpu.get_cpu_capability()}"
     training = "bfloat16 (autocast)" if has_native_bf16(device) else "float32"
-    precision = {"training": training, "projection": str(projection_dtype(device)).removeprefix("torch.")}
-    own = {"type": device.type, "name": name, "precision": precision}
-    return own | {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    own = {"type": device.type, "name": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return own | {"precision": {"training": training, "projection": str(projection_dtype(device)).removeprefix("torch.")}}
 
 
 def captured(

@@ -150,7 +150,7 @@ class Panel(widgets.HBox):
         kinds = sorted(set(self.ws.test.defects), key=lambda kind: (kind == "good", kind))
         self.defect = widgets.Dropdown(description="defect", options=kinds, value=name.split("/")[0], **LABELLED)
         self.image = widgets.Dropdown(description="image", **LABELLED)
-        named = [(stem, f"{kind}/{stem}") for kind, _, stem in (each.partition("/") for each in self.ws.test.names)]
+        named = [(name.split("/")[1], name) for name in self.ws.test.names]
         widgets.dlink((self.defect, "value"), (self.image, "options"), lambda d: [n for n in named if n[1].startswith(f"{d}/")])
         self.image.value = name
         whole, side = self.ws.config.image_size, self.ws.config.crop_size
