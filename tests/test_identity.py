@@ -16,7 +16,7 @@ TRAINING = (
 EXPECTED = (weight.features, weight.smoothed_residual, weight.fit_expected)
 KNOWN = {
     "DECODING_VERSION": (3, "8ae7c6ed9d40d537"),
-    "TRAINING_VERSION": (2, "d739581f27c67e5b"),
+    "TRAINING_VERSION": (2, "e675c2f44e93756e"),
     "EXPECTED_VERSION": (1, "9b9064f1919b5c66"),
 }
 

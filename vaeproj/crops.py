@@ -58,9 +58,9 @@ class CropSampler:
     def _pixels(self, index: Tensor, y: Tensor, x: Tensor) -> Tensor:
         """Rows y [B, h] and columns x [B, w] of the images index [B, 1], float32 [B, C, h, w] in 0..255."""
         channels, height, width = self.images.shape[1:]
-        channel = torch.arange(channels, device=y.device)[:, None, None]
+        plane = index.long()[..., None, None] * channels + torch.arange(channels, device=y.device)[:, None, None]
         y, x = y.long().clamp(0, height - 1)[:, None, :, None], x.long().clamp(0, width - 1)[:, None, None, :]
-        return self.images[index.long()[..., None, None], channel, y, x].float()
+        return self.images.take((plane * height + y) * width + x).float()  # a CPU is faster with one index than with four
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """``count`` crops of images chosen at random, float32 [count, C, crop, crop] in [0, 1]."""

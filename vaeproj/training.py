@@ -24,7 +24,7 @@ from .model import VAE, elbo_loss
 
 TRAINING_VERSION = 2  # raise when the same configuration and data would give other weights: it is in the fingerprint
 LOOK_EVERY = 50  # steps between two looks at the loss, for which the host waits for the device
-SAVE_EVERY = 60.0  # seconds between two saves of a run under way
+SAVE_EVERY = 120.0  # seconds between two saves of a run under way
 SNAPSHOTS = 6  # moments of training at which the probe crops are reconstructed
 
 

@@ -29,7 +29,7 @@ class Mesh:
     background: np.ndarray  # grey levels behind the mesh
     light: np.ndarray  # illumination of the metal, about 1
     grain: np.ndarray  # fine texture, about 0 +- 1
-    strand: np.ndarray  # [TABLE, TABLE, 4]: distance outside the strand, grey, sparkle, share of light it lets pass
+    strand: np.ndarray  # [4, TABLE, TABLE]: distance outside the strand, grey, sparkle, share of light it lets pass
     offsets: np.ndarray  # [64] displacement of single strands, in spacings
     web: float  # openings narrower than this are filled by metal
     edge_grey: float  # grey of webs and of strand edges
@@ -150,7 +150,7 @@ def _strand(rng: np.random.Generator, turn: float, lamp: np.ndarray, dark: float
     outside = (np.abs(s) - 1) * half_width
     shadow = (0.18 + 0.26 * gloss) / (1 + (np.maximum(outside, 0) / (0.006 + 0.007 * gloss)) ** 2)
     passed = 1 - shadow * (1 - smooth_step(np.abs(q), 0.45, 1))
-    return np.stack(np.broadcast_arrays(outside, grey, sparkle, passed), axis=-1).astype(np.float32)
+    return np.stack(np.broadcast_arrays(outside, grey, sparkle, passed)).astype(np.float32)
 
 
 def radiance(mesh: Mesh, cuts: Sequence[Cut] = ()) -> np.ndarray:
@@ -160,7 +160,7 @@ def radiance(mesh: Mesh, cuts: Sequence[Cut] = ()) -> np.ndarray:
     along = ((mesh.u + 0.5 * (strand & 1).astype(np.float32)) * TABLE).astype(np.int32) & (TABLE - 1)
     across = np.stack([mesh.v - row, mesh.v - row - 1]) - mesh.offsets[strand & 63]
     across = np.clip(((across + 1) * (TABLE / 2)).astype(np.int32), 0, TABLE - 1)
-    outside, metal, sparkle, passed = np.moveaxis(mesh.strand[along, across], -1, 0)
+    outside, metal, sparkle, passed = mesh.strand.reshape(4, -1).take(along * TABLE + across, axis=1)
     metal = (metal + sparkle * mesh.grain) * mesh.light
     for cut in cuts:
         missing = (cut.half_length - np.abs(mesh.u - cut.centre)) * PERIOD
