@@ -54,6 +54,20 @@ def test_loop_begins_with_its_end_and_keeps_one_colour_scale(tmp_path, kind):
     assert durations == [HOLD_MS, START_MS] + [FRAME_MS] * (len(shown) - 2)
 
 
+def test_slow_moves_add_up(tmp_path):
+    frames = np.full((12, 1, SIDE, SIDE), DARK / 255) + np.arange(12)[:, None, None, None] / 255  # a level a frame
+    gif, *_ = save_animation(frames, frames[0], tmp_path / "slow")
+    (x, y), seen = CORNERS[1], []
+    with Image.open(gif) as picture:
+        for i in [*range(1, picture.n_frames), 0]:
+            picture.seek(i)
+            seen.append(int(np.asarray(picture.convert("L"))[y + PANEL // 2, x + PANEL // 2]))
+    late = DARK + np.arange(12) - np.array(seen)
+    assert np.abs(late).max() <= 2 + 3  # what waits, and what the palette rounds
+    assert seen == sorted(seen)
+    assert len(set(seen)) <= 4  # every third frame moves, the others store nothing
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_player_holds_every_frame_without_loss(tmp_path, channels):
     frames, (_, _, html) = animation(tmp_path, channels)

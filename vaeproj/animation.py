@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -30,11 +31,12 @@ def save_animation(frames: np.ndarray, picture: np.ndarray, stem: Path, truth: n
     shown = (spaced if len(frames) > MOST_FRAMES else np.arange(len(frames))).tolist()
     x, f = np.stack([levels(frames[t]) for t in shown]), levels(picture)
     clean = None if truth is None else levels(truth)
-    change = np.abs(x.astype(np.float32) - x[0]).reshape(*x.shape[:3], -1).mean(-1)  # grey levels of 255
+    # What has moved by less than a step of the palette waits: unseen, it would make each frame larger.
+    steady = np.stack(list(accumulate(x, lambda seen, x_t: np.where(np.abs(x_t.astype(int) - seen) > 2, x_t, seen))))
+    change = np.abs(steady.astype(np.float32) - x[0]).reshape(*x.shape[:3], -1).mean(-1)  # grey levels of 255
     white = max(float(np.quantile(change, 0.999)), 1.0)  # a few hot pixels must not darken the rest
-
     heat = MAGMA[(change * (255 / white)).clip(0, 255).astype(np.uint8)]
-    sheets = [_sheet([x[0], x_t, clean, f, hot], t, white) for x_t, hot, t in zip(x, heat, shown, strict=True)]
+    sheets = [_sheet([x[0], x_t, clean, f, hot], t, white) for x_t, hot, t in zip(steady, heat, shown, strict=True)]
     # One palette for all, 64 colours of the pictures and 32 of the bar: then a frame stores only what moved.
     palette = Image.new("P", (1, 1))
     pictures = sheets[-1].crop((0, 0, sheets[-1].width, HEAD + PANEL)).quantize(64)

@@ -16,8 +16,7 @@ import psutil
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Atomic write of a file or a folder: yields a scratch path, renamed to ``path`` at the end, deleted on failure.
-    It is flushed to disk (fsync) before the rename. What a killed process left of an earlier try goes first. Two processes may
-    write the same ``path``: the later rename wins.
+    It is flushed to disk first (fsync), and what a killed process left of an earlier try goes. Of two writers the later wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix, old = f".partial-{socket.gethostname()}-", path.with_name(f".old-{path.name}")

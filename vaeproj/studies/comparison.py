@@ -38,12 +38,11 @@ Move = Callable[[Tensor], Tensor]  # tiles [B, C, crop, crop] in [0, 1] -> the s
 
 def moves(ws: Workspace) -> dict[str, Move]:
     """The methods that repair an image, by name. The last is the preset's own, the headline."""
-    config, vae, expected = ws.config, ws.vae, ws.expected
+    config, vae, expected, chunk = ws.config, ws.vae, ws.expected, ARTICLE_CHUNK[ws.device.type]
     even = fit_expected(vae, ws.normal_crops, terms=1)
     article, paper = (config.replace(**DESCENTS[name], gradient="full") for name in ("article", "paper"))
 
     def published(*bugs: str) -> Move:
-        chunk = ARTICLE_CHUNK[ws.device.type]
         return lambda x: torch.cat([article_loop(vae, part, article, bugs)[-1] for part in x.split(chunk)])
 
     @functools.cache  # the preset's own may be one of the rows above it: the same function then, to be judged once
