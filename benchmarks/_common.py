@@ -34,9 +34,10 @@ class Bench:
         parser.add_argument("--images", type=int, help="training images, the files taken again and again up to this number")
         parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
         parser.add_argument("--seed", type=int, default=42)
-        parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for plots")
+        parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for plots, made if missing")
         parser.add_argument("--small", action="store_true", help="seconds: every line runs, the numbers mean nothing")
         self.options = parser.parse_args()
+        self.options.out.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
         self.device = set_up_device(self.options.device)
         self.scale = "small" if self.options.small else self.device.type
         self.sizes = sizes[self.scale]
