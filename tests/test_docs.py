@@ -125,7 +125,7 @@ def browser():
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not on the PATH")
 def test_site_in_a_browser_without_a_server(site, browser):
-    """No page is wider than its window, phones included, a figure grows on a click, the search finds, and nothing is missing or from elsewhere."""
+    """No page is wider than its window, a figure grows on a click, the search finds, nothing is missing or from elsewhere."""
     folder, pages = site
     page, asked, failed = browser
     page.goto((folder / "notebooks" / "04_iterative_projection.html").as_uri())
